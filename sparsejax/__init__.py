@@ -1,0 +1,107 @@
+"""Sparse training for JAX: masks as pytrees, methods as optax transformations."""
+
+from sparsejax.analysis.summary import summary as summary
+from sparsejax.counts import drop_count as drop_count
+from sparsejax.counts import keep_count as keep_count
+from sparsejax.distributions import layer_counts as layer_counts
+from sparsejax.distributions import uniform_except as uniform_except
+from sparsejax.masks import PackedMask as PackedMask
+from sparsejax.masks import active_counts as active_counts
+from sparsejax.masks import apply_masks as apply_masks
+from sparsejax.masks import churn as churn
+from sparsejax.masks import count_active as count_active
+from sparsejax.masks import count_prunable as count_prunable
+from sparsejax.masks import dense_masks as dense_masks
+from sparsejax.masks import density as density
+from sparsejax.masks import difference as difference
+from sparsejax.masks import overlap as overlap
+from sparsejax.masks import pack_masks as pack_masks
+from sparsejax.masks import random_masks as random_masks
+from sparsejax.masks import sparsity as sparsity
+from sparsejax.masks import union as union
+from sparsejax.masks import unpack_masks as unpack_masks
+from sparsejax.methods.gmp import gmp_transform as gmp_transform
+from sparsejax.methods.granet import granet_transform as granet_transform
+from sparsejax.methods.rigl import rigl_transform as rigl_transform
+from sparsejax.methods.set import set_transform as set_transform
+from sparsejax.methods.static import static_transform as static_transform
+from sparsejax.parameters import LayerRule as LayerRule
+from sparsejax.parameters import layer_rules as layer_rules
+from sparsejax.schedules import constant_prune_rate as constant_prune_rate
+from sparsejax.schedules import cosine_prune_rate as cosine_prune_rate
+from sparsejax.schedules import cubic_sparsity as cubic_sparsity
+from sparsejax.schedules import every as every
+from sparsejax.schedules import linear_prune_rate as linear_prune_rate
+from sparsejax.schedules import linear_sparsity as linear_sparsity
+from sparsejax.selection import kth_largest as kth_largest
+from sparsejax.selection import top_k_mask as top_k_mask
+from sparsejax.topology import TopologyUpdate as TopologyUpdate
+from sparsejax.topology import exchange as exchange
+from sparsejax.topology import no_growth as no_growth
+from sparsejax.topology import prune_by_score as prune_by_score
+from sparsejax.topology import prune_magnitude as prune_magnitude
+from sparsejax.topology import regrow_by_score as regrow_by_score
+from sparsejax.topology import regrow_gradient as regrow_gradient
+from sparsejax.topology import regrow_random as regrow_random
+from sparsejax.transform import Method as Method
+from sparsejax.transform import Snapshot as Snapshot
+from sparsejax.transform import SparsifyState as SparsifyState
+from sparsejax.transform import TopologyFigures as TopologyFigures
+from sparsejax.transform import get_masks as get_masks
+from sparsejax.transform import init_sparse as init_sparse
+from sparsejax.transform import sparsify as sparsify
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "LayerRule",
+    "Method",
+    "PackedMask",
+    "Snapshot",
+    "SparsifyState",
+    "TopologyFigures",
+    "TopologyUpdate",
+    "active_counts",
+    "apply_masks",
+    "churn",
+    "constant_prune_rate",
+    "cosine_prune_rate",
+    "count_active",
+    "count_prunable",
+    "cubic_sparsity",
+    "dense_masks",
+    "density",
+    "difference",
+    "drop_count",
+    "every",
+    "exchange",
+    "get_masks",
+    "gmp_transform",
+    "granet_transform",
+    "init_sparse",
+    "keep_count",
+    "kth_largest",
+    "layer_counts",
+    "layer_rules",
+    "linear_prune_rate",
+    "linear_sparsity",
+    "no_growth",
+    "overlap",
+    "pack_masks",
+    "prune_by_score",
+    "prune_magnitude",
+    "random_masks",
+    "regrow_by_score",
+    "regrow_gradient",
+    "regrow_random",
+    "rigl_transform",
+    "set_transform",
+    "sparsify",
+    "sparsity",
+    "static_transform",
+    "summary",
+    "top_k_mask",
+    "uniform_except",
+    "union",
+    "unpack_masks",
+)

@@ -1,0 +1,3 @@
+"""Reports on masks and runs."""
+
+from sparsejax.analysis.summary import summary as summary

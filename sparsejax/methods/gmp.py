@@ -1,0 +1,92 @@
+"""Gradual magnitude pruning: from dense to sparse along a cubic.
+
+Zhu & Gupta, "To prune, or not to prune", arXiv 1710.01878. Every update interval the
+weights of smallest magnitude are dropped, to the sparsity
+
+    s(t) = s_f + (s_i - s_f) (1 - (t - t_0) / (t_end - t_0))^3,
+
+and never come back. Zhu & Gupta prune each layer to s(t); ranking all layers together,
+as here by default and in the GraNet paper's GMP, lets layers differ.
+"""
+
+from typing import Any
+
+import optax
+
+from sparsejax.checks import SCOPES, check_choice
+from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
+from sparsejax.parameters import Prunable
+from sparsejax.schedules import Schedule, cubic_sparsity, every
+from sparsejax.topology import TopologyUpdate, no_growth
+from sparsejax.transform import Method, Snapshot, sparsify
+
+
+def gmp_transform(
+    inner: optax.GradientTransformation,
+    *,
+    final_sparsity: float,
+    end_step: int,
+    update_interval: int,
+    initial_sparsity: float = 0.0,
+    begin_step: int = 0,
+    scope: str = "global",
+    sparsity_schedule: Schedule | None = None,
+    prunable: Prunable = None,
+    masks: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes by magnitude from dense to `final_sparsity` while training.
+
+    Masks start dense. Updates are at `begin_step + i * update_interval` for i >= 1 and
+    at `end_step`, where the final sparsity is reached to the unit.
+
+    Args:
+        inner: The optimizer to wrap.
+        final_sparsity: s_f in [0, 1).
+        end_step: t_end, the step of the last prune, after `begin_step`.
+        update_interval: Steps between prunes, at least 1.
+        initial_sparsity: s_i in [0, s_f], where the cubic starts.
+        begin_step: t_0, at least 0.
+        scope: "global" ranks all layers together, "layer" prunes each to s(t).
+        sparsity_schedule: Instead of the cubic, a function of the step.
+        prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
+        masks: Masks to start from instead of dense ones.
+        seed: Unused by GMP's own rule; see `sparsejax.sparsify`.
+
+    Returns:
+        The wrapped optimizer; see `sparsejax.sparsify`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, sparsejax as sj
+        >>> tx = sj.gmp_transform(
+        ...     optax.sgd(0.1), final_sparsity=0.75, end_step=4, update_interval=2)
+        >>> params, state = sj.init_sparse(tx, {"w": jnp.arange(16.0).reshape(4, 4)})
+        >>> for _ in range(5):
+        ...     updates, state = tx.update({"w": jnp.zeros((4, 4))}, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> params["w"][2:].tolist()
+        [[0.0, 0.0, 0.0, 0.0], [12.0, 13.0, 14.0, 15.0]]
+    """
+    check_choice("scope", scope, SCOPES)
+    cubic = cubic_sparsity(initial_sparsity, final_sparsity, begin_step, end_step)
+    is_prune_step = every(update_interval, begin_step)
+    plan = PrunePlan(
+        sparsity_schedule or cubic, begin_step, end_step, update_interval, scope
+    )
+
+    def update(now: Snapshot) -> TopologyUpdate:
+        return no_growth(prune_to_plan(now, plan))
+
+    method = Method(
+        init=lambda key, params, rules: first_masks(
+            key, params, rules, plan, 0.0, "erk"
+        ),
+        update=update,
+        # After the end these do nothing, unless the prune at the end was left out
+        # because a gradient was not finite.
+        is_update_step=lambda step: is_prune_step(step) | (step == end_step),
+    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

@@ -1,0 +1,91 @@
+"""What a weight is worth: the scores that topology updates rank.
+
+Each maps over the leaves of a mask tree and returns a tree like it. A score that is not
+finite becomes NaN, which ranks below everything, so that it never wins a place.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.trees import map_masked, mask_leaves
+
+PyTree = Any
+
+
+def finite(score: jax.Array) -> jax.Array:
+    """Turns infinite scores into NaN, the lowest rank.
+
+    Args:
+        score: A float array of any shape.
+
+    Returns:
+        The array with NaN at each infinite entry.
+
+    Example:
+        >>> finite(jnp.array([1.0, -jnp.inf])).tolist()
+        [1.0, nan]
+    """
+    return jnp.where(jnp.isfinite(score), score, jnp.nan)
+
+
+def magnitude(tree: PyTree, masks: PyTree) -> PyTree:
+    """Scores by absolute value: |w| to prune by, |dL/dw| to grow by.
+
+    Args:
+        tree: Parameters or gradients, like the masks.
+        masks: The mask tree that says which leaves are scored.
+
+    Returns:
+        A tree like `masks` of scores in the dtype of `tree`.
+
+    Example:
+        >>> magnitude(jnp.array([-2.0, 1.0]), jnp.array([True, True])).tolist()
+        [2.0, 1.0]
+    """
+    return map_masked(lambda mask, leaf: finite(jnp.abs(leaf)), masks, tree)
+
+
+def saliency(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
+    """Scores by |w dL/dw|, the first-order change of the loss when w is removed.
+
+    Args:
+        params: Parameters, like the masks.
+        grads: Gradients, like the masks.
+        masks: The mask tree that says which leaves are scored.
+
+    Returns:
+        A tree like `masks` of float32 scores.
+
+    Example:
+        >>> ones = jnp.array([True, True])
+        >>> saliency(jnp.array([-2.0, 1.0]), jnp.array([1.0, 0.5]), ones).tolist()
+        [2.0, 0.5]
+    """
+
+    def score(mask: jax.Array, weight: jax.Array, grad: jax.Array) -> jax.Array:
+        return finite(jnp.abs(weight.astype(jnp.float32) * grad.astype(jnp.float32)))
+
+    return map_masked(score, masks, params, grads)
+
+
+def random(key: jax.Array, masks: PyTree) -> PyTree:
+    """Scores at random, the same on every device and in every sharding.
+
+    The key is folded with each leaf's path, never with a device index.
+
+    Args:
+        key: A JAX PRNG key.
+        masks: The mask tree that says which leaves are scored.
+
+    Returns:
+        A tree like `masks` of int32 scores with 31 random bits.
+    """
+    scores = []
+    for path, mask in mask_leaves(masks).items():
+        leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        bits = jax.random.bits(leaf_key, mask.shape, jnp.uint32)
+        scores.append((bits >> 1).astype(jnp.int32))
+    return jax.tree.unflatten(jax.tree.structure(masks), scores)

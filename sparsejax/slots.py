@@ -1,0 +1,99 @@
+"""What an inner optimizer remembers about weights that are inactive or newly grown.
+
+Momentum and other per-weight slots of a pruned weight must not live on: they would move
+the weight again when it comes back, or revive it. So every slot shaped like its
+parameter is set back to what `inner.init` gives a weight of 0, for every optax
+optimizer, found with `optax.tree.map_params`.
+
+One kind of slot needs more care when a weight grows. Adam divides by the root of a
+second moment whose bias correction counts from the start of the run, not from the
+growth. Started at 0, it is far too small for many steps: with b1 = 0.9, b2 = 0.999 the
+first step of a grown weight is (1 - b1) / sqrt(1 - b2) = 3.2 times, and the steps after
+it up to 6.5 times, the learning rate. So a second moment starts from the mean over the
+weights of its layer that were kept: a grown weight moves like its neighbours.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.trees import is_left_dense
+
+PyTree = Any
+
+# Field names of per-weight second moments in optax's and contrib's states.
+SECOND_MOMENTS = frozenset(
+    {"nu", "nu_max", "v", "exp_avg_sq", "sum_of_squares", "grad_sum_sq", "e_g", "e_x"}
+)
+
+
+def _field_names(path: tuple[Any, ...]) -> set[str]:
+    return {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
+
+
+def _in_slots(inner: Any, state: PyTree, params_like: PyTree) -> PyTree:
+    """Puts the leaves of a params-like tree in the place of the state's slots."""
+    return optax.tree.map_params(
+        inner,
+        lambda slot, leaf: leaf,
+        state,
+        params_like,
+        transform_non_params=lambda _: optax.MaskedNode(),
+        is_leaf=is_left_dense,
+    )
+
+
+def reset_slots(
+    inner: optax.GradientTransformation,
+    state: PyTree,
+    params: PyTree,
+    kept: PyTree,
+    grown: PyTree,
+    is_update_step: Any,
+) -> PyTree:
+    """Forgets what the optimizer knew of weights that are inactive or newly grown.
+
+    Args:
+        inner: The optimizer.
+        state: Its state after the step.
+        params: The parameters, for their shapes and dtypes.
+        kept: The weights that are active and were before, a mask tree.
+        grown: The weights that have just grown, a mask tree.
+        is_update_step: Bool scalar: whether anything can have grown at all.
+
+    Returns:
+        The state with each slot of its weight's shape set back to its initial value
+        wherever the weight is not kept; second moments of grown weights are set to the
+        mean over the kept weights of the layer.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    initial = inner.init(zeros)
+
+    def reset(path: tuple[Any, ...], slot: Any, fresh: Any, old: Any, new: Any) -> Any:
+        # Factored moments (Adafactor's rows and columns) have shapes of their own and
+        # belong to no single weight.
+        if is_left_dense(old) or jnp.shape(slot) != old.shape:
+            return slot
+        slot = jnp.where(old, slot, fresh)
+        if not SECOND_MOMENTS & _field_names(path):
+            return slot
+
+        def mean_of_kept() -> jax.Array:
+            total = jnp.sum(jnp.where(old, slot, 0), dtype=jnp.float32)
+            return (total / jnp.maximum(jnp.sum(old), 1)).astype(slot.dtype)
+
+        mean = jax.lax.cond(
+            is_update_step, mean_of_kept, lambda: jnp.zeros([], slot.dtype)
+        )
+        return jnp.where(new, mean, slot)
+
+    return jax.tree_util.tree_map_with_path(
+        reset,
+        state,
+        initial,
+        _in_slots(inner, state, kept),
+        _in_slots(inner, state, grown),
+        is_leaf=is_left_dense,
+    )

@@ -1,0 +1,263 @@
+"""Topology updates: which weights to drop and which to grow, as pure functions.
+
+    masks, params, grads  --prune / regrow / exchange-->  masks
+
+Pruning only removes, growth only adds, and every count is exact at any dtype, with ties
+broken by position. A score that is not finite never wins a place.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax import scores
+from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
+from sparsejax.counts import drop_count, keep_count
+from sparsejax.masks import count_active, count_prunable
+from sparsejax.selection import top_k_mask
+from sparsejax.trees import check_fit, map_masked
+
+PyTree = Any
+
+
+def _check_layer_counts(counts: PyTree, masks: PyTree) -> PyTree:
+    if jax.tree.structure(counts) != jax.tree.structure(masks):
+        raise ValueError(
+            'counts must be a tree like masks with scope="layer", an integer for each '
+            f'mask, or one integer with scope="global"; got {counts!r}.'
+        )
+    return counts
+
+
+def prune_by_score(
+    score: PyTree,
+    masks: PyTree,
+    *,
+    sparsity: Any = None,
+    fraction: Any = None,
+    keep: Any = None,
+    scope: str = "global",
+) -> PyTree:
+    """Drops the active weights of lowest score; give one of the three amounts.
+
+    Args:
+        score: Scores of any float dtype, a tree like `masks`.
+        masks: The masks in force.
+        sparsity: Prune to this sparsity, in [0, 1): keep round((1 - sparsity) * n).
+            Where masks are sparser already, they stay as they are.
+        fraction: Drop ceil(fraction * active) active weights; in [0, 1].
+        keep: Keep this many: an int with scope "global", a tree like `masks` of ints
+            with scope "layer".
+        scope: "global" ranks and counts all layers together, "layer" each by itself.
+
+    Returns:
+        The new masks, a subset of the old.
+
+    Raises:
+        ValueError: If not exactly one amount is given, one is out of range, the scope
+            is unknown, or the masks do not fit.
+    """
+    check_choice("scope", scope, SCOPES)
+    if (sparsity is not None) + (fraction is not None) + (keep is not None) != 1:
+        raise ValueError(
+            "prune needs exactly one of sparsity, fraction and keep; got "
+            f"{sparsity=}, {fraction=}, {keep=}."
+        )
+    active = count_active(masks, scope)
+    if sparsity is not None:
+        check_sparsity("sparsity", sparsity)
+        if scope == "global":
+            keep = jnp.asarray(keep_count(sparsity, count_prunable(masks)))
+        else:
+            keep = map_masked(
+                lambda m: jnp.asarray(keep_count(sparsity, m.size)), masks
+            )
+    elif fraction is not None:
+        if not is_traced(fraction) and not 0 <= fraction <= 1:
+            raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
+        keep = jax.tree.map(lambda n: n - drop_count(fraction, n), active)
+    elif scope == "layer":
+        keep = _check_layer_counts(keep, masks)
+    return top_k_mask(score, keep, among=masks, scope=scope)
+
+
+def prune_magnitude(
+    params: PyTree,
+    masks: PyTree,
+    *,
+    sparsity: Any = None,
+    fraction: Any = None,
+    keep: Any = None,
+    scope: str = "global",
+) -> PyTree:
+    """Drops the active weights of smallest magnitude; give one of the three amounts.
+
+    Args:
+        params: Parameters that the masks fit.
+        masks: The masks in force.
+        sparsity: Prune to this sparsity, in [0, 1): keep round((1 - sparsity) * n).
+        fraction: Drop ceil(fraction * active) active weights; in [0, 1].
+        keep: Keep this many: an int, or with scope "layer" a tree of ints.
+        scope: "global" ranks and counts all layers together, "layer" each by itself.
+
+    Returns:
+        The new masks, a subset of the old.
+
+    Raises:
+        ValueError: See `prune_by_score`.
+
+    Example:
+        >>> params = {"a": jnp.array([[4.0, -1.0]]), "b": jnp.array([[-3.0, 2.0]])}
+        >>> masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        >>> masks = prune_magnitude(params, masks, sparsity=0.5)
+        >>> masks["a"].tolist(), masks["b"].tolist()
+        ([[True, False]], [[True, False]])
+    """
+    check_fit(masks, params)
+    score = scores.magnitude(params, masks)
+    return prune_by_score(
+        score, masks, sparsity=sparsity, fraction=fraction, keep=keep, scope=scope
+    )
+
+
+def _grow(score: PyTree, masks: PyTree, counts: Any, scope: str) -> PyTree:
+    """Marks the inactive weights of highest score, the new ones alone."""
+    check_choice("scope", scope, SCOPES)
+    if scope == "layer":
+        _check_layer_counts(counts, masks)
+    elif jnp.ndim(counts):
+        raise ValueError(
+            f'counts must be one integer with scope="global"; got {counts!r}.'
+        )
+    inactive = map_masked(jnp.logical_not, masks)
+    return top_k_mask(score, counts, among=inactive, scope=scope)
+
+
+def regrow_by_score(
+    score: PyTree, masks: PyTree, counts: Any, scope: str = "layer"
+) -> PyTree:
+    """Activates the inactive weights of highest score.
+
+    Args:
+        score: Scores, a tree like `masks`.
+        masks: The masks in force.
+        counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
+            scope "global" one int. Where fewer are inactive, all of them grow.
+        scope: "layer" ranks each layer by itself, "global" all together.
+
+    Returns:
+        The new masks, a superset of the old with `counts` more active.
+
+    Raises:
+        ValueError: If the scope is unknown, or the trees do not fit.
+    """
+    return map_masked(jnp.logical_or, masks, _grow(score, masks, counts, scope))
+
+
+def regrow_gradient(
+    grads: PyTree, masks: PyTree, counts: Any, scope: str = "layer"
+) -> PyTree:
+    """Activates the inactive weights with the largest gradients (RigL, 1911.11134).
+
+    Args:
+        grads: Dense gradients of the loss, those of inactive weights included.
+        masks: The masks in force.
+        counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
+            scope "global" one int. Where fewer are inactive, all of them grow.
+        scope: "layer" ranks each layer by itself, "global" all together.
+
+    Returns:
+        The new masks, a superset of the old with `counts` more active.
+
+    Raises:
+        ValueError: If the scope is unknown, or the trees do not fit.
+
+    Example:
+        >>> grads, masks = jnp.array([9.0, 0.1, -5.0]), jnp.array([True, False, False])
+        >>> regrow_gradient(grads, masks, 1).tolist()
+        [True, False, True]
+    """
+    check_fit(masks, grads, "grads")
+    return regrow_by_score(scores.magnitude(grads, masks), masks, counts, scope)
+
+
+def regrow_random(
+    key: jax.Array, masks: PyTree, counts: Any, scope: str = "layer"
+) -> PyTree:
+    """Activates inactive weights at random (SET, Mocanu et al. 2018).
+
+    Args:
+        key: A JAX PRNG key; the same key gives the same masks on every device.
+        masks: The masks in force.
+        counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
+            scope "global" one int. Where fewer are inactive, all of them grow.
+        scope: "layer" grows in each layer, "global" anywhere.
+
+    Returns:
+        The new masks, a superset of the old with `counts` more active.
+
+    Raises:
+        ValueError: If the scope is unknown, or the trees do not fit.
+
+    Example:
+        >>> masks = jnp.array([True, False, False, False])
+        >>> regrow_random(jax.random.key(0), masks, 2).sum().item()
+        3
+    """
+    return regrow_by_score(scores.random(key, masks), masks, counts, scope)
+
+
+class TopologyUpdate(NamedTuple):
+    """What a topology update decides.
+
+    Attributes:
+        masks: The masks from now on.
+        grown: A mask tree of the weights that start from zero: those newly active, and
+            those dropped and chosen again in the same update.
+    """
+
+    masks: PyTree
+    grown: PyTree
+
+
+def no_growth(masks: PyTree) -> TopologyUpdate:
+    """Wraps masks in which nothing has grown.
+
+    Args:
+        masks: The new masks.
+
+    Returns:
+        The update.
+    """
+    return TopologyUpdate(masks, map_masked(jnp.zeros_like, masks))
+
+
+def exchange(
+    drop_score: PyTree, grow_score: PyTree, masks: PyTree, fraction: Any
+) -> TopologyUpdate:
+    """Drops a fraction of each layer's active weights and grows as many.
+
+    A dropped weight may be chosen again, as in the official GraNet and RigL code; it
+    then starts from zero like every grown weight. A kept weight is never chosen.
+
+    Args:
+        drop_score: The lowest of these are dropped; a tree like `masks`.
+        grow_score: The highest of these among what is not kept are grown.
+        masks: The masks in force.
+        fraction: The prune rate in [0, 1]: ceil(fraction * active) of each layer.
+
+    Returns:
+        The new masks, of the same count in each layer, and what has grown.
+
+    Example:
+        >>> masks = jnp.array([True, True, False, False])
+        >>> weights, grads = jnp.array([3., 1., 0., 0.]), jnp.array([0., 0., 2., 7.])
+        >>> exchange(weights, grads, masks, 0.5).masks.tolist()
+        [True, False, False, True]
+    """
+    kept = prune_by_score(drop_score, masks, fraction=fraction, scope="layer")
+    active, left = count_active(masks, "layer"), count_active(kept, "layer")
+    dropped = jax.tree.map(jnp.subtract, active, left)
+    grown = _grow(grow_score, kept, dropped, "layer")
+    return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)

@@ -1,0 +1,364 @@
+"""The one wrapper: an optax optimizer with a sparse-training method is still one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.masks import apply_masks, churn, count_active, difference
+from sparsejax.masks import sparsity as sparsity_of
+from sparsejax.parameters import (
+    LayerRule,
+    Prunable,
+    join_layers,
+    layer_rules,
+    split_layers,
+    split_rules,
+)
+from sparsejax.slots import reset_slots
+from sparsejax.topology import TopologyUpdate, no_growth
+from sparsejax.trees import check_fit, is_left_dense, map_masked, mask_leaves, merge
+
+PyTree = Any
+
+
+class Snapshot(NamedTuple):
+    """What a method sees at an update step; one leaf is one layer in all its trees.
+
+    Attributes:
+        step: int32 scalar, the number of updates before this one.
+        key: PRNG key for this step's random choices.
+        masks: The masks in force.
+        params: The parameters at this step.
+        grads: The dense gradients at this step.
+        rules: A `LayerRule` at each prunable leaf, known when the step is compiled.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    masks: PyTree
+    params: PyTree
+    grads: PyTree
+    rules: PyTree
+
+
+class Method(NamedTuple):
+    """A sparse-training method: the first masks, when they change, and how.
+
+    Attributes:
+        init: A function (key, params, rules) -> masks, where a leaf is a layer.
+        update: A pure function `Snapshot` -> `TopologyUpdate`; None for masks that
+            never change.
+        is_update_step: A function step -> bool; None for never.
+    """
+
+    init: Callable[[jax.Array, PyTree, PyTree], PyTree]
+    update: Callable[[Snapshot], TopologyUpdate] | None = None
+    is_update_step: Callable[[Any], Any] | None = None
+
+
+class TopologyFigures(NamedTuple):
+    """What the topology is like now and what its last update did.
+
+    Attributes:
+        active: int32 scalar, active weights.
+        sparsity: float32 scalar, the realised sparsity.
+        grown: int32 scalar, weights grown by the last update.
+        dropped: int32 scalar, weights that the last update left inactive.
+        churn: float32 scalar, the same as a fraction of those active before it.
+        skipped: int32 scalar, updates left out so far because a gradient or a weight
+            was not finite.
+    """
+
+    active: jax.Array
+    sparsity: jax.Array
+    grown: jax.Array
+    dropped: jax.Array
+    churn: jax.Array
+    skipped: jax.Array
+
+
+class SparsifyState(NamedTuple):
+    """The state of `sparsify`.
+
+    Attributes:
+        step: int32 scalar, updates made so far.
+        key: uint32 key data from which random choices are drawn.
+        masks: The masks in force; `get_masks` finds them wherever they are nested.
+        inner_state: The wrapped optimizer's state.
+        figures: Counts to watch; read one with `optax.tree.get(state, "sparsity")`.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    masks: PyTree
+    inner_state: PyTree
+    figures: TopologyFigures
+
+
+def _is_placeholder(params: PyTree) -> bool:
+    """Tells whether params is the childless node that optax.tree.map_params inits with.
+
+    A state made from it must hold it wherever a tree like the parameters belongs.
+    """
+    structure = jax.tree.structure(params)
+    containers = (dict, list, tuple, type(None))
+    childless = structure.num_nodes == 1 and structure.num_leaves == 0
+    return childless and not isinstance(params, containers)
+
+
+def _all_finite(*trees: PyTree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _first_figures(masks: PyTree) -> TopologyFigures:
+    zero = jnp.zeros([], jnp.int32)
+    share = jnp.zeros([], jnp.float32)
+    if _is_placeholder(masks):
+        return TopologyFigures(zero, share, zero, zero, share, zero)
+    return TopologyFigures(
+        count_active(masks), sparsity_of(masks), zero, zero, share, zero
+    )
+
+
+def _figures(old: PyTree, new: TopologyUpdate, skipped: jax.Array) -> TopologyFigures:
+    return TopologyFigures(
+        active=count_active(new.masks),
+        sparsity=sparsity_of(new.masks),
+        grown=count_active(new.grown),
+        dropped=count_active(difference(old, new.masks)),
+        churn=churn(old, new.masks),
+        skipped=skipped,
+    )
+
+
+# One byte a weight says all that an update step decides.
+_INACTIVE, _KEPT, _GROWN = 0, 1, 2
+
+
+def _encode(update: TopologyUpdate) -> PyTree:
+    return map_masked(
+        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8), *update
+    )
+
+
+def sparsify(
+    inner: optax.GradientTransformation,
+    method: Method,
+    *,
+    prunable: Prunable = None,
+    masks: PyTree | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer so that it trains sparsely; the train step stays as it is.
+
+    At step t, `update(grads, state, params)`
+
+    1. lets the method change the masks if t is one of its update steps, from the
+       parameters and the dense gradients at t;
+    2. masks the gradients and runs the inner optimizer on them;
+    3. resets the optimizer's slots of inactive and newly grown weights
+       (`sparsejax.slots`);
+    4. returns updates that leave inactive and newly grown weights at exactly 0.0 once
+       `optax.apply_updates` has added them. A grown weight takes its first step at
+       t + 1, as in the official GraNet and RigL codes.
+
+    It must be outermost where the weights' values are concerned: a transformation
+    chained after it can revive pruned weights. `optax.MultiSteps` and
+    `optax.apply_if_finite` around it are fine, and then count as its steps only those
+    that reach it.
+
+    Args:
+        inner: Any optax optimizer.
+        method: The method; `granet_transform` and its siblings make it for you.
+        prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
+        masks: First masks to start from instead of the method's own.
+        seed: Seed of the random masks and of random growth.
+
+    Returns:
+        An optax transformation. Its `update` needs `params`, raises ValueError without,
+        and hands extra arguments on to `inner`.
+
+    Example:
+        >>> import sparsejax as sj
+        >>> method = Method(init=lambda key, params, rules: sj.dense_masks(params))
+        >>> tx = sparsify(optax.sgd(0.1), method)
+        >>> params, state = init_sparse(tx, {"w": jnp.ones((2, 3))})
+        >>> updates, state = tx.update({"w": jnp.ones((2, 3))}, state, params)
+    """
+    inner = optax.with_extra_args_support(inner)
+    key_data = jax.random.key_data(jax.random.key(seed))
+
+    def rules_of(params: PyTree) -> PyTree:
+        if masks is None or prunable is not None:
+            return layer_rules(params, prunable)
+        return map_masked(lambda mask: LayerRule(), masks)
+
+    def first_masks(params: PyTree) -> PyTree:
+        if _is_placeholder(params):
+            return params
+        rules = rules_of(params)
+        if masks is not None:
+            check_fit(masks, params)
+            if mask_leaves(masks).keys() != mask_leaves(rules).keys():
+                raise ValueError(
+                    "masks and prunable must mean the same leaves; got masks for "
+                    f"{list(mask_leaves(masks))} and prunable for "
+                    f"{list(mask_leaves(rules))}."
+                )
+            return masks
+        key = jax.random.wrap_key_data(key_data)
+        split = split_layers(params, rules)
+        return join_layers(method.init(key, split, split_rules(rules, params)), rules)
+
+    def init_fn(params: PyTree) -> SparsifyState:
+        start = first_masks(params)
+        masked = params if _is_placeholder(params) else apply_masks(params, start)
+        return SparsifyState(
+            step=jnp.zeros([], jnp.int32),
+            key=key_data,
+            masks=start,
+            inner_state=inner.init(masked),
+            figures=_first_figures(start),
+        )
+
+    def topology_update(
+        grads: PyTree, state: SparsifyState, params: PyTree
+    ) -> tuple[PyTree, TopologyFigures]:
+        rules = rules_of(params)
+        key = jax.random.wrap_key_data(state.key)
+        snapshot = Snapshot(
+            step=state.step,
+            key=jax.random.fold_in(key, state.step),
+            masks=split_layers(state.masks, rules),
+            params=split_layers(params, rules),
+            grads=split_layers(grads, rules),
+            rules=split_rules(rules, params),
+        )
+        assert method.update is not None
+        proposed = method.update(snapshot)
+        sound = _all_finite(params, grads)
+        update = TopologyUpdate(
+            masks=map_masked(
+                lambda old, new: jnp.where(sound, new, old),
+                state.masks,
+                join_layers(proposed.masks, rules),
+            ),
+            grown=map_masked(lambda g: g & sound, join_layers(proposed.grown, rules)),
+        )
+        skipped = state.figures.skipped + jnp.where(sound, 0, 1)
+        return _encode(update), _figures(state.masks, update, skipped)
+
+    def update_fn(
+        updates: PyTree,
+        state: SparsifyState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, SparsifyState]:
+        grads = updates
+        if params is None:
+            raise ValueError(
+                "params must be given to update, tx.update(grads, state, params): a "
+                "sparse step depends on the weights; got None."
+            )
+        check_fit(state.masks, params)
+        check_fit(state.masks, grads, "grads")
+        if method.update is None or method.is_update_step is None:
+            is_update_step = jnp.zeros([], bool)
+            codes, figures = _encode(no_growth(state.masks)), state.figures
+        else:
+            is_update_step = jnp.asarray(method.is_update_step(state.step))
+            # Only masks and scalars come out of the conditional: parameters or
+            # optimizer state would be copied at every ordinary step.
+            codes, figures = jax.lax.cond(
+                is_update_step,
+                lambda: topology_update(grads, state, params),
+                lambda: (_encode(no_growth(state.masks)), state.figures),
+            )
+        masks_now = map_masked(lambda code: code != _INACTIVE, codes)
+        kept = map_masked(lambda code: code == _KEPT, codes)
+        grown = map_masked(lambda code: code == _GROWN, codes)
+
+        inner_updates, inner_state = inner.update(
+            apply_masks(grads, kept),
+            state.inner_state,
+            apply_masks(params, kept),
+            **extra_args,
+        )
+        return _to_zero_unless(kept, inner_updates, params), SparsifyState(
+            step=optax.safe_increment(state.step),
+            key=state.key,
+            masks=masks_now,
+            inner_state=reset_slots(
+                inner, inner_state, params, kept, grown, is_update_step
+            ),
+            figures=figures,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _to_zero_unless(kept: PyTree, updates: PyTree, params: PyTree) -> PyTree:
+    """Lets kept weights take their update and sends all others to exactly 0."""
+
+    def emit(mask: Any, update: Any, param: Any) -> Any:
+        if is_left_dense(mask):
+            return update
+        # -param must not be rounded to a narrower dtype, or the sum is not exactly 0.
+        dtype = jnp.promote_types(update.dtype, param.dtype)
+        return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
+
+    return jax.tree.map(emit, kept, updates, params, is_leaf=is_left_dense)
+
+
+def init_sparse(
+    tx: optax.GradientTransformation, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Initialises the optimizer state and masks the parameters by it.
+
+    Args:
+        tx: A transformation with `sparsify` somewhere in it.
+        params: Dense parameters.
+
+    Returns:
+        (params, opt_state), the parameters with exact zeros where masks are False.
+
+    Raises:
+        ValueError: If there is no `sparsify` in `tx`.
+
+    Example:
+        >>> import sparsejax as sj
+        >>> tx = sj.static_transform(optax.sgd(0.1), sparsity=0.5)
+        >>> params, opt_state = sj.init_sparse(tx, {"w": jnp.ones((4, 4))})
+        >>> int(params["w"].sum())
+        8
+    """
+    opt_state = tx.init(params)
+    return apply_masks(params, get_masks(opt_state)), opt_state
+
+
+def get_masks(opt_state: PyTree) -> PyTree:
+    """Finds the masks in an optimizer state, wherever they are nested.
+
+    Args:
+        opt_state: The state of a transformation with `sparsify` somewhere in it. With
+            several, as in `optax.partition`, their masks are put together.
+
+    Returns:
+        The mask tree.
+
+    Raises:
+        ValueError: If there are no masks, or two for the same leaf.
+    """
+    is_ours = lambda node: isinstance(node, SparsifyState)  # noqa: E731
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
+    found = [node.masks for node in nodes if is_ours(node)]
+    if not found:
+        raise ValueError(
+            "opt_state must hold the state of sparsify or of one of the *_transform "
+            f"functions; got {type(opt_state).__name__} without any."
+        )
+    return merge(*found)
