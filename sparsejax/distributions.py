@@ -11,9 +11,9 @@ All of this happens on the host, from shapes alone, in float64 and exact integer
               (Evci et al., "Rigging the lottery", arXiv 1911.11134).
 
 With "er" and "erk" a layer whose density would exceed 1 stays dense and the others
-share what is left, and no layer is left without a weight. The official GraNet code draws
-each weight with probability density (Bernoulli), so that its counts vary; here they are
-exact.
+share what is left, and no layer is left without a weight. The official GraNet code
+draws each weight with probability density (Bernoulli), so that its counts vary; here
+they are exact.
 """
 
 import math

@@ -320,7 +320,7 @@ def difference(a: PyTree, b: PyTree) -> PyTree:
 
 
 def overlap(a: PyTree, b: PyTree) -> jax.Array:
-    """Measures how much two mask trees share: |a and b| / |a or b|.
+    """Measures how much two mask trees share: the intersection over the union.
 
     Args:
         a: A mask tree.

@@ -92,7 +92,7 @@ def layer_rules(params: PyTree, prunable: Prunable = None) -> PyTree:
     """Decides for every leaf whether it is prunable and under what rule.
 
     Args:
-        params: Parameters: arrays or `jax.ShapeDtypeStruct`s, of any shapes.
+        params: Parameters: arrays or `jax.ShapeDtypeStruct`, of any shapes.
         prunable: None selects every leaf with two or more dimensions. A function of
             (path, leaf) selects the leaves for which it is true. A list of (regex,
             setting) pairs is searched in order for the first regex found anywhere in

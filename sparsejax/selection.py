@@ -253,8 +253,8 @@ def top_k_mask(
         [False, True, False, True]
     """
     check_choice("scope", scope, SCOPES)
-    flat, structure = jax.tree.flatten(scores)
-    leaves = _common_dtype(flat)
+    structure: Any = jax.tree.structure(scores)
+    leaves = _common_dtype(jax.tree.leaves(scores))
     if among is None:
         allowed = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     else:
@@ -273,8 +273,9 @@ def top_k_mask(
                 f'k must be one integer with scope="global"; got shape {amounts.shape}.'
             )
     else:
-        single = jax.tree.structure(k) == jax.tree.structure(0)
-        each = [k] * len(leaves) if single else structure.flatten_up_to(k)
+        each = [k] * len(leaves)
+        if not jax.tree_util.all_leaves([k]):
+            each = structure.flatten_up_to(k)
         for leaf, amount in zip(leaves, each):
             _check_k(amount, 0, leaf.size)
         amounts = jnp.stack([jnp.asarray(amount, jnp.int32) for amount in each])

@@ -22,7 +22,8 @@ PyTree = Any
 
 
 def _check_layer_counts(counts: PyTree, masks: PyTree) -> PyTree:
-    if jax.tree.structure(counts) != jax.tree.structure(masks):
+    needed: Any = jax.tree.structure(masks)
+    if jax.tree.structure(counts) != needed:
         raise ValueError(
             'counts must be a tree like masks with scope="layer", an integer for each '
             f'mask, or one integer with scope="global"; got {counts!r}.'

@@ -103,7 +103,7 @@ def _is_placeholder(params: PyTree) -> bool:
 
     A state made from it must hold it wherever a tree like the parameters belongs.
     """
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     containers = (dict, list, tuple, type(None))
     childless = structure.num_nodes == 1 and structure.num_leaves == 0
     return childless and not isinstance(params, containers)

@@ -58,14 +58,14 @@ def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
     return [(path_string(path), leaf) for path, leaf in pairs]
 
 
-def mask_leaves(masks: PyTree) -> dict[str, jax.Array]:
-    """Gives the masks by path, without the leaves left dense.
+def mask_leaves(masks: PyTree) -> dict[str, Any]:
+    """Gives the masked leaves by path, without those left dense.
 
     Args:
-        masks: A mask tree.
+        masks: A mask tree, or another tree of its shape, such as rules.
 
     Returns:
-        Bool arrays by path.
+        Its leaves by path.
 
     Raises:
         ValueError: If the tree holds no mask.

@@ -1,0 +1,1 @@
+"""Measurements: each prints ratios of medians measured side by side in one run."""
