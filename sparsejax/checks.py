@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SCOPES = ("global", "layer")
@@ -55,7 +56,7 @@ def check_fraction(name: str, value: Any) -> None:
     Raises:
         ValueError: If the value is outside (0, 1) or NaN.
     """
-    if not is_traced(value) and not 0 < value < 1:
+    if not is_traced(value) and not 0 < np.asarray(value) < 1:
         raise ValueError(f"{name} must be in (0, 1), both excluded; got {value}.")
 
 
@@ -95,6 +96,29 @@ def check_step(name: str, value: Any, minimum: int, because: str = "") -> None:
         )
 
 
+def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
+    """Refuses a number of weights that is not one integer within its bounds.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The number got; of a traced one only shape and dtype are checked.
+        minimum: The least value allowed.
+        maximum: The number of weights there are.
+
+    Raises:
+        ValueError: If the value is not one integer in [minimum, maximum].
+    """
+    # As NumPy: inside jit, a comparison of JAX arrays is traced even of known ones.
+    known = None if is_traced(value) else np.asarray(value)
+    dtype = value.dtype if known is None else known.dtype
+    is_integer = np.ndim(value) == 0 and jnp.issubdtype(dtype, jnp.integer)
+    if not is_integer or not (known is None or minimum <= known <= maximum):
+        raise ValueError(
+            f"{name} must be one integer between {minimum} and the number of weights, "
+            f"{maximum}; got {value!r}."
+        )
+
+
 def check_start(sparsity: Any, masks: Any) -> None:
     """Refuses a start that is not told by exactly one of a sparsity and masks.
 
@@ -123,10 +147,24 @@ def check_within(name: str, step: Any, total_steps: int) -> None:
         total_steps: The length of the run; its last step is `total_steps - 1`.
 
     Raises:
-        ValueError: If the step is not below `total_steps`.
+        ValueError: If the step is not below `total_steps`, or that is no integer.
     """
+    check_step("total_steps", total_steps, 1)
     if step >= total_steps:
         raise ValueError(
             f"{name} must be below total_steps={total_steps}, or the run ends before "
             f"it; got {step}."
         )
+
+
+def check_stop(stop_step: Any) -> None:
+    """Refuses a stop_step that is neither None nor an integer of at least 1.
+
+    Args:
+        stop_step: The last step at which masks change.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if stop_step is not None:
+        check_step("stop_step", stop_step, 1)

@@ -6,6 +6,7 @@ when a step is compiled and are multiplied in float64 on the host. The number of
 weights is known only inside the step, so fractions of it are multiplied in integers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,17 +16,17 @@ import numpy as np
 from sparsejax.checks import is_traced
 
 _BITS = 12  # a digit in base 4096: the product of two digits fits an int32 many times
-_DIGITS = 6  # 72 bits of the fraction, so that all 53 of a float64 above 2e-6 count
+_DIGITS = 7  # 84 bits of the fraction, so that all 53 of a float64 above 2^-31 count
 
 
-def _multiply(fraction: Any, count: Any) -> tuple[jax.Array, jax.Array]:
+def _multiply(fraction: Any, count: Any) -> tuple[jax.Array, list[jax.Array]]:
     """Multiplies a fraction in [0, 1] with a count as schoolbook long multiplication.
 
-    With B = 4096, fraction = sum_i f_i B^-i for i = 1..6 and count = sum_j c_j B^j for
+    With B = 4096, fraction = sum_i f_i B^-i for i = 1..7 and count = sum_j c_j B^j for
     j = 0..2, the column of B^p is sum_{j - i = p} f_i c_j; carries run upwards.
 
-    Returns the whole part (int32) and the rest in [0, 1) (float32, precise relative to
-    itself: the leading digits of a small rest are zero).
+    Returns the whole part (int32) and the digits of the rest (float32, the highest
+    first, each times its power of B and so exact).
     """
     base = 2**_BITS
     digits = []
@@ -41,13 +42,24 @@ def _multiply(fraction: Any, count: Any) -> tuple[jax.Array, jax.Array]:
         pairs = [(j - power - 1, j) for j in range(3) if 0 <= j - power - 1 < _DIGITS]
         return sum((digits[i] * limbs[j] for i, j in pairs), jnp.zeros([], jnp.int32))
 
-    carry, rest = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
+    carry = jnp.zeros([], jnp.int32)
+    rest: list[jax.Array] = []
     for power in range(-_DIGITS, 0):
         total = column(power) + carry
-        rest = rest + (total & (base - 1)).astype(jnp.float32) * float(base) ** power
+        digit = (total & (base - 1)).astype(jnp.float32) * float(base) ** power
+        rest = [digit, *rest]
         carry = total >> _BITS
     whole = carry + column(0) + column(1) * base
     return whole, rest
+
+
+def _compare(rest: Sequence[jax.Array], power_of_two: Any) -> jax.Array:
+    """Gives the sign of the rest minus a power of two, exactly.
+
+    Summed from the highest digit, what float32 cannot hold is already too far from 0
+    for the digits below to matter.
+    """
+    return jnp.sign(sum(rest, -jnp.float32(power_of_two)))
 
 
 def keep_count(sparsity: Any, size: Any) -> Any:
@@ -69,9 +81,10 @@ def keep_count(sparsity: Any, size: Any) -> Any:
     if not is_traced(sparsity):
         density = 1 - np.asarray(sparsity, np.float64)
         return np.rint(density * np.asarray(size)).astype(np.int32)
-    whole, rest = _multiply(1 - sparsity.astype(jnp.float32), size)
-    odd = (whole & 1).astype(bool)
-    return whole + ((rest > 0.5) | ((rest == 0.5) & odd)).astype(jnp.int32)
+    # The zeros are counted: 1 - sparsity would be rounded to float32.
+    whole, rest = _multiply(sparsity.astype(jnp.float32), size)
+    half, odd = _compare(rest, 0.5), ((size - whole) & 1).astype(bool)
+    return size - whole - ((half > 0) | ((half == 0) & odd)).astype(jnp.int32)
 
 
 def drop_count(fraction: Any, active: Any) -> jax.Array:
@@ -80,8 +93,8 @@ def drop_count(fraction: Any, active: Any) -> jax.Array:
     Args:
         fraction: A number in [0, 1]. A Python float gives what
             `math.ceil(fraction * active)` gives in float64. For a float32 array, such
-            as a schedule of the traced step, a product within 2^-21 of an integer
-            counts as that integer, so that 0.3 of 50 is 15 and not 16.
+            as a schedule of the traced step, a product within 2^-23 of an integer, in
+            relation to it, counts as that integer, so that 0.3 of 50 is 15, not 16.
         active: int32 array or int, the number of active weights.
 
     Returns:
@@ -92,11 +105,13 @@ def drop_count(fraction: Any, active: Any) -> jax.Array:
         (15, 16)
     """
     exact = isinstance(fraction, (int, float, np.floating))
-    if not exact:
+    if exact:  # however small it is, a fraction above 0 drops a weight
+        fraction = max(float(fraction), 2.0**-53 if fraction > 0 else 0.0)
+    else:
         fraction = jnp.asarray(fraction, jnp.float32)
-    whole, rest = _multiply(np.float64(fraction) if exact else fraction, active)
+    whole, rest = _multiply(fraction, active)
     # A float64 product this close above an integer is rounded to it: half a unit in the
     # last of its 53 bits, 2^(exponent - 53).
-    exponent = 31 - jax.lax.clz(whole) - (53 if exact else 21)
+    exponent = 31 - jax.lax.clz(whole) - (53 if exact else 23)
     slack = jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-    return whole + (rest > slack).astype(jnp.int32)
+    return whole + (_compare(rest, slack) > 0).astype(jnp.int32)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sparsejax.checks import check_choice
+from sparsejax.checks import check_choice, check_sparsity
 from sparsejax.counts import keep_count
 
 Shape = tuple[int, ...]
@@ -30,9 +30,22 @@ Distribution = str | Callable[[Mapping[str, Shape], float], Mapping[str, float]]
 NAMES = ("erk", "er", "uniform")
 
 
+def check_distribution(distribution: Distribution) -> None:
+    """Refuses a distribution that is neither a function nor the name of one.
+
+    Args:
+        distribution: The distribution got.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not callable(distribution):
+        check_choice("distribution", distribution, NAMES)
+
+
 def _erdos_renyi(shape: Shape, kernel: bool) -> float:
     axes = shape if kernel else shape[-2:]
-    return sum(axes) / math.prod(axes)
+    return sum(axes) / max(math.prod(axes), 1)
 
 
 def _scale_to_budget(raw: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
@@ -72,10 +85,10 @@ def _shares(
 ) -> np.ndarray:
     if callable(distribution):
         densities = distribution(shapes, 1 - sparsity)
-        shares = np.array([densities[path] for path in shapes], np.float64) * sizes
-        if np.any((shares < 0) | (shares > sizes)) or (
-            abs(shares.sum() - total) > len(shapes)
-        ):
+        given = [densities.get(path, np.nan) for path in shapes]
+        shares = np.array(given, np.float64) * sizes
+        possible = np.all((shares >= 0) & (shares <= sizes))
+        if not possible or abs(shares.sum() - total) > len(shapes):
             raise ValueError(
                 "distribution must give each layer a density in [0, 1] that together "
                 f"keep {total} weights for sparsity={sparsity}; got {densities}."
@@ -128,9 +141,12 @@ def layer_counts(
         >>> layer_counts({"a": (100, 10), "b": (10, 10)}, 0.8, "erk")
         {'a': 186, 'b': 34}
     """
-    if not callable(distribution):
-        check_choice("distribution", distribution, NAMES)
+    check_distribution(distribution)
+    check_sparsity("sparsity", sparsity)
     fixed = fixed or {}
+    for path, own in fixed.items():
+        check_choice("fixed", path, shapes)
+        check_sparsity(f"fixed at {path!r}", own)
     size_of = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {p: int(keep_count(s, size_of[p])) for p, s in fixed.items()}
     free = {path: shape for path, shape in shapes.items() if path not in fixed}
@@ -169,9 +185,11 @@ def uniform_except(dense: Sequence[str]) -> Distribution:
 
     def densities(shapes: Mapping[str, Shape], density: float) -> Mapping[str, float]:
         size = {path: math.prod(shape) for path, shape in shapes.items()}
+        for path in dense:
+            check_choice("dense", path, size)
         held = sum(size[path] for path in dense)
         rest = sum(size.values()) - held
-        shared = (density * (held + rest) - held) / rest
+        shared = (density * (held + rest) - held) / max(rest, 1)
         return {path: 1.0 if path in dense else shared for path in shapes}
 
     return densities

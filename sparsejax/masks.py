@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
+from sparsejax.checks import SCOPES, check_choice, is_traced
 from sparsejax.distributions import Distribution, layer_counts
 from sparsejax.parameters import (
     Prunable,
@@ -24,7 +24,13 @@ from sparsejax.parameters import (
     split_rules,
 )
 from sparsejax.selection import top_k_mask
-from sparsejax.trees import check_fit, is_left_dense, map_masked, mask_leaves
+from sparsejax.trees import (
+    check_counts,
+    check_fit,
+    is_left_dense,
+    map_masked,
+    mask_leaves,
+)
 
 PyTree = Any
 
@@ -93,7 +99,6 @@ def _split_counts(
             "sparsity must be known when masks are laid out over layers; got a traced "
             "value; compute active_counts outside and pass counts, or pass masks."
         )
-    check_sparsity("sparsity", sparsity)
     shaped = map_masked(lambda rule, leaf: leaf, rules, params)
     shapes = {path: leaf.shape for path, leaf in mask_leaves(shaped).items()}
     fixed = {
@@ -157,6 +162,7 @@ def _draw(key: jax.Array, params: PyTree, rules: PyTree, counts: PyTree) -> PyTr
     everywhere = map_masked(
         lambda rule, leaf: jnp.ones(leaf.shape, bool), rules, params
     )
+    check_counts("counts", counts, everywhere, "layer")
     return top_k_mask(scores.random(key, everywhere), counts, scope="layer")
 
 

@@ -54,6 +54,17 @@ def _as_rule(pattern: str, setting: Setting) -> LayerRule:
     return setting
 
 
+def _compiled(pair: Any) -> tuple[re.Pattern[str], LayerRule]:
+    try:
+        pattern, setting = pair
+        compiled = re.compile(pattern)
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(
+            f"prunable must hold (regex, setting) pairs; got {pair!r}: {error}."
+        ) from None
+    return compiled, _as_rule(pattern, setting)
+
+
 def _by_dimensions(leaf: Any) -> LayerRule:
     return LayerRule(prunable=leaf.ndim >= 2)
 
@@ -71,7 +82,7 @@ def _rule_function(
             "prunable must be None, a function of (path, leaf) or a list of "
             f"(regex, setting) pairs; got {prunable!r}."
         )
-    rules = [(re.compile(p), _as_rule(p, setting)) for p, setting in prunable]
+    rules = [_compiled(pair) for pair in prunable]
     for pattern, _ in rules:
         if not any(pattern.search(path) for path in paths):
             raise ValueError(

@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sparsejax.checks import SCOPES, check_choice, is_traced
+from sparsejax.checks import SCOPES, check_choice, check_count
 
 PyTree = Any
 
@@ -125,6 +124,7 @@ def _threshold(
     )
 
 
+@jax.jit  # so that an eager call compiles once for its shapes, not at every call
 def _top_k(
     scores: Sequence[jax.Array], among: Sequence[jax.Array], k: jax.Array
 ) -> list[jax.Array]:
@@ -176,23 +176,19 @@ def _check_scores(leaves: Sequence[jax.Array]) -> None:
             )
 
 
+def _check_structure(name: str, tree: PyTree, structure: Any) -> None:
+    if jax.tree.structure(tree) != structure:
+        raise ValueError(
+            f"{name} must be a tree like scores, of the structure {structure}; got "
+            f"{jax.tree.structure(tree)}."
+        )
+
+
 def _common_dtype(leaves: Sequence[Any]) -> list[jax.Array]:
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     _check_scores(arrays)
     dtype = jnp.result_type(*{array.dtype for array in arrays})
     return [array.astype(dtype) for array in arrays]
-
-
-def _check_k(k: Any, least: int, most: int) -> None:
-    if is_traced(k):
-        return
-    value = np.asarray(k)
-    if not np.issubdtype(value.dtype, np.integer):
-        raise ValueError(f"k must be an integer; got {k!r}.")
-    if value.size and not (value.min() >= least and value.max() <= most):
-        raise ValueError(
-            f"k must be between {least} and the number of scores, {most}; got {k}."
-        )
 
 
 def kth_largest(scores: PyTree, k: Any) -> jax.Array:
@@ -216,9 +212,14 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
         5.0
     """
     leaves = _common_dtype(jax.tree.leaves(scores))
-    _check_k(k, 1, sum(leaf.size for leaf in leaves))
+    check_count("k", k, 1, sum(leaf.size for leaf in leaves))
+    return _kth_largest(leaves, jnp.asarray(k, jnp.int32))
+
+
+@jax.jit
+def _kth_largest(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     everywhere = [jnp.ones(leaf.shape, bool) for leaf in leaves]
-    chosen = _top_k(leaves, everywhere, jnp.asarray(k, jnp.int32))
+    chosen = _top_k(leaves, everywhere, k)
     highest = jnp.iinfo(_ordered(leaves[0]).dtype).max
     least = [
         jnp.min(jnp.where(c, _ordered(s), highest), initial=highest)
@@ -258,7 +259,8 @@ def top_k_mask(
     if among is None:
         allowed = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     else:
-        allowed = structure.flatten_up_to(among)
+        _check_structure("among", among, structure)
+        allowed = jax.tree.leaves(among)
     for leaf, allow in zip(leaves, allowed):
         if allow.shape != leaf.shape or allow.dtype != bool:
             raise ValueError(
@@ -266,17 +268,14 @@ def top_k_mask(
                 f"{list(allow.shape)} for scores of shape {list(leaf.shape)}."
             )
     if scope == "global":
-        _check_k(k, 0, sum(leaf.size for leaf in leaves))
+        check_count("k", k, 0, sum(leaf.size for leaf in leaves))
         amounts = jnp.asarray(k, jnp.int32)
-        if amounts.ndim:
-            raise ValueError(
-                f'k must be one integer with scope="global"; got shape {amounts.shape}.'
-            )
     else:
         each = [k] * len(leaves)
         if not jax.tree_util.all_leaves([k]):
-            each = structure.flatten_up_to(k)
+            _check_structure("k", k, structure)
+            each = jax.tree.leaves(k)
         for leaf, amount in zip(leaves, each):
-            _check_k(amount, 0, leaf.size)
+            check_count("k", amount, 0, leaf.size)
         amounts = jnp.stack([jnp.asarray(amount, jnp.int32) for amount in each])
     return structure.unflatten(_top_k(leaves, allowed, amounts))

@@ -29,8 +29,22 @@ SECOND_MOMENTS = frozenset(
 )
 
 
-def _field_names(path: tuple[Any, ...]) -> set[str]:
-    return {key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)}
+def _fields_by_node(state: PyTree) -> dict[tuple[Any, ...], set[str]]:
+    """The field names of every NamedTuple in a state, by the path that leads to it."""
+    fields: dict[tuple[Any, ...], set[str]] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_left_dense):
+        for depth, key in enumerate(path):
+            if isinstance(key, jax.tree_util.GetAttrKey):
+                fields.setdefault(path[:depth], set()).add(key.name)
+    return fields
+
+
+def _is_second_moment(field: Any, siblings: set[str]) -> bool:
+    # Adan and the simplified AdEMAMix call it n, beside the momentum m; Adan's v is a
+    # momentum of differences.
+    if {"m", "n"} <= siblings:
+        return field == "n"
+    return field in SECOND_MOMENTS
 
 
 def _in_slots(inner: Any, state: PyTree, params_like: PyTree) -> PyTree:
@@ -70,14 +84,24 @@ def reset_slots(
     """
     zeros = jax.tree.map(jnp.zeros_like, params)
     initial = inner.init(zeros)
+    fields = _fields_by_node(state)
+    depths = jax.tree_util.tree_map_with_path(
+        lambda path, _: len(path), kept, is_leaf=is_left_dense
+    )
 
-    def reset(path: tuple[Any, ...], slot: Any, fresh: Any, old: Any, new: Any) -> Any:
+    def reset(
+        path: tuple[Any, ...], slot: Any, fresh: Any, old: Any, new: Any, depth: Any
+    ) -> Any:
         # Factored moments (Adafactor's rows and columns) have shapes of their own and
         # belong to no single weight.
-        if is_left_dense(old) or jnp.shape(slot) != old.shape:
+        if is_left_dense(old) or is_left_dense(slot) or slot.shape != old.shape:
             return slot
         slot = jnp.where(old, slot, fresh)
-        if not SECOND_MOMENTS & _field_names(path):
+        # A slot's path is that of its field and then that of the parameter, whose own
+        # names say nothing about the slot.
+        field = path[: len(path) - depth]
+        name = getattr(field[-1], "name", None) if field else None
+        if not _is_second_moment(name, fields.get(field[:-1], set())):
             return slot
 
         def mean_of_kept() -> jax.Array:
@@ -95,5 +119,6 @@ def reset_slots(
         initial,
         _in_slots(inner, state, kept),
         _in_slots(inner, state, grown),
+        _in_slots(inner, state, depths),
         is_leaf=is_left_dense,
     )

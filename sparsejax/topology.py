@@ -10,25 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
 from sparsejax.counts import drop_count, keep_count
 from sparsejax.masks import count_active, count_prunable
 from sparsejax.selection import top_k_mask
-from sparsejax.trees import check_fit, map_masked
+from sparsejax.trees import check_counts, check_fit, map_masked
 
 PyTree = Any
 
 
-def _check_layer_counts(counts: PyTree, masks: PyTree) -> PyTree:
-    needed: Any = jax.tree.structure(masks)
-    if jax.tree.structure(counts) != needed:
-        raise ValueError(
-            'counts must be a tree like masks with scope="layer", an integer for each '
-            f'mask, or one integer with scope="global"; got {counts!r}.'
-        )
-    return counts
+def _fitted(score: PyTree, masks: PyTree) -> PyTree:
+    """Gives the scores of the masked leaves, once they are known to fit."""
+    check_fit(masks, score, "scores")
+    return map_masked(lambda mask, leaf: leaf, masks, score)
 
 
 def prune_by_score(
@@ -75,12 +72,12 @@ def prune_by_score(
                 lambda m: jnp.asarray(keep_count(sparsity, m.size)), masks
             )
     elif fraction is not None:
-        if not is_traced(fraction) and not 0 <= fraction <= 1:
+        if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
             raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
         keep = jax.tree.map(lambda n: n - drop_count(fraction, n), active)
-    elif scope == "layer":
-        keep = _check_layer_counts(keep, masks)
-    return top_k_mask(score, keep, among=masks, scope=scope)
+    else:
+        check_counts("keep", keep, masks, scope)
+    return top_k_mask(_fitted(score, masks), keep, among=masks, scope=scope)
 
 
 def prune_magnitude(
@@ -125,14 +122,9 @@ def prune_magnitude(
 def _grow(score: PyTree, masks: PyTree, counts: Any, scope: str) -> PyTree:
     """Marks the inactive weights of highest score, the new ones alone."""
     check_choice("scope", scope, SCOPES)
-    if scope == "layer":
-        _check_layer_counts(counts, masks)
-    elif jnp.ndim(counts):
-        raise ValueError(
-            f'counts must be one integer with scope="global"; got {counts!r}.'
-        )
+    check_counts("counts", counts, masks, scope)
     inactive = map_masked(jnp.logical_not, masks)
-    return top_k_mask(score, counts, among=inactive, scope=scope)
+    return top_k_mask(_fitted(score, masks), counts, among=inactive, scope=scope)
 
 
 def regrow_by_score(

@@ -68,6 +68,7 @@ class TopologyFigures(NamedTuple):
         grown: int32 scalar, weights grown by the last update.
         dropped: int32 scalar, weights that the last update left inactive.
         churn: float32 scalar, the same as a fraction of those active before it.
+        updates: int32 scalar, updates made so far.
         skipped: int32 scalar, updates left out so far because a gradient or a weight
             was not finite.
     """
@@ -77,6 +78,7 @@ class TopologyFigures(NamedTuple):
     grown: jax.Array
     dropped: jax.Array
     churn: jax.Array
+    updates: jax.Array
     skipped: jax.Array
 
 
@@ -118,20 +120,23 @@ def _first_figures(masks: PyTree) -> TopologyFigures:
     zero = jnp.zeros([], jnp.int32)
     share = jnp.zeros([], jnp.float32)
     if _is_placeholder(masks):
-        return TopologyFigures(zero, share, zero, zero, share, zero)
+        return TopologyFigures(zero, share, zero, zero, share, zero, zero)
     return TopologyFigures(
-        count_active(masks), sparsity_of(masks), zero, zero, share, zero
+        count_active(masks), sparsity_of(masks), zero, zero, share, zero, zero
     )
 
 
-def _figures(old: PyTree, new: TopologyUpdate, skipped: jax.Array) -> TopologyFigures:
+def _figures(
+    old: PyTree, new: TopologyUpdate, before: TopologyFigures, sound: jax.Array
+) -> TopologyFigures:
     return TopologyFigures(
         active=count_active(new.masks),
         sparsity=sparsity_of(new.masks),
         grown=count_active(new.grown),
         dropped=count_active(difference(old, new.masks)),
         churn=churn(old, new.masks),
-        skipped=skipped,
+        updates=before.updates + jnp.where(sound, 1, 0),
+        skipped=before.skipped + jnp.where(sound, 0, 1),
     )
 
 
@@ -249,8 +254,8 @@ def sparsify(
             ),
             grown=map_masked(lambda g: g & sound, join_layers(proposed.grown, rules)),
         )
-        skipped = state.figures.skipped + jnp.where(sound, 0, 1)
-        return _encode(update), _figures(state.masks, update, skipped)
+        figures = _figures(state.masks, update, state.figures, sound)
+        return _encode(update), figures
 
     def update_fn(
         updates: PyTree,

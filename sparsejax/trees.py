@@ -6,12 +6,15 @@ lead to it, joined with "/", such as "params/Conv_0/kernel" in Flax or
 "layers/1/weight" in an Equinox module. A tree that is one bare array has the path "".
 """
 
+import math
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+
+from sparsejax.checks import check_count
 
 PyTree = Any
 
@@ -107,6 +110,36 @@ def check_fit(masks: PyTree, tree: PyTree, name: str = "params") -> None:
                 f"masks do not fit {name} at {path!r}: a bool array of shape {shape} "
                 f"is needed; got {got} of shape {getattr(mask, 'shape', None)}."
             )
+
+
+def check_counts(name: str, counts: PyTree, masks: PyTree, scope: str) -> None:
+    """Refuses numbers of weights that do not fit the masks and the scope.
+
+    Args:
+        name: The argument's name, for the message.
+        counts: The numbers got.
+        masks: A mask tree.
+        scope: "global" asks for one integer, "layer" for a tree like `masks`.
+
+    Raises:
+        ValueError: If the form is another, or there are not so many weights.
+    """
+    sizes = {path: math.prod(mask.shape) for path, mask in mask_leaves(masks).items()}
+    if scope == "layer":
+        needed: Any = jax.tree.structure(masks)
+        misfit = jax.tree.structure(counts) != needed
+    else:
+        misfit = not jax.tree_util.all_leaves([counts])
+    if misfit:
+        raise ValueError(
+            f'{name} must be a tree like masks with scope="layer", an integer for each '
+            f'mask, and one integer with scope="global"; got {counts!r}.'
+        )
+    if scope == "global":
+        check_count(name, counts, 0, sum(sizes.values()))
+    else:
+        for (path, size), count in zip(sizes.items(), jax.tree.leaves(counts)):
+            check_count(f"{name} at {path!r}", count, 0, size)
 
 
 def map_masked(f: Callable[..., Any], masks: PyTree, *trees: PyTree) -> PyTree:

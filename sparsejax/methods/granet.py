@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_within
-from sparsejax.distributions import Distribution
+from sparsejax.checks import check_stop, check_within
+from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, cubic_sparsity, every
@@ -93,10 +93,13 @@ def granet_transform(
     cosine = cosine_prune_rate(
         prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
     )
+    is_periodic = every(update_interval, begin_step)
     check_within("end_step", end_step, total_steps)
+    check_within("update_interval", update_interval, total_steps)
+    check_stop(stop_step)
+    check_distribution(distribution)
     plan = PrunePlan(sparsity_schedule or cubic, begin_step, end_step, update_interval)
     rate_at = prune_rate_schedule or cosine
-    is_periodic = every(update_interval, begin_step)
 
     def update(now: Snapshot) -> TopologyUpdate:
         masks = prune_to_plan(now, plan)

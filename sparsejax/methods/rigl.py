@@ -16,8 +16,8 @@ from typing import Any
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_start, check_within
-from sparsejax.distributions import Distribution
+from sparsejax.checks import check_start, check_stop, check_within
+from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
@@ -73,11 +73,14 @@ def rigl_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=32_000, update_interval=100)
     """
     check_start(sparsity, masks)
+    check_distribution(distribution)
+    is_periodic = every(update_interval, begin_step)
+    check_within("begin_step", begin_step, total_steps)
     check_within("update_interval", update_interval, total_steps)
+    check_stop(stop_step)
     end = max(total_steps * 3 // 4, 1) if stop_step is None else stop_step
     cosine = cosine_prune_rate(prune_rate, end)
     rate_at = prune_rate_schedule or cosine
-    is_periodic = every(update_interval, begin_step)
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(

@@ -14,8 +14,8 @@ from typing import Any
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_start, check_step, check_within
-from sparsejax.distributions import Distribution
+from sparsejax.checks import check_start, check_stop, check_within
+from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, constant_prune_rate, every
@@ -70,12 +70,14 @@ def set_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=500)
     """
     check_start(sparsity, masks)
-    check_step("total_steps", total_steps, 1)
+    check_distribution(distribution)
+    is_periodic = every(update_interval, begin_step)
+    check_within("begin_step", begin_step, total_steps)
     check_within("update_interval", update_interval, total_steps)
+    check_stop(stop_step)
     end = total_steps if stop_step is None else stop_step
     constant = constant_prune_rate(prune_rate)
     rate_at = prune_rate_schedule or constant
-    is_periodic = every(update_interval, begin_step)
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(

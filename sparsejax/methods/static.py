@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from sparsejax.checks import check_start
-from sparsejax.distributions import Distribution
+from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.transform import Method, sparsify
@@ -49,6 +49,7 @@ def static_transform(
         16
     """
     check_start(sparsity, masks)
+    check_distribution(distribution)
     method = Method(
         init=lambda key, params, rules: masks_by_rule(
             key, params, rules, sparsity, distribution

@@ -1,0 +1,134 @@
+"""Numbers of weights are exact to the unit, at any size that an int32 can count."""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsejax as sj
+
+LARGEST = 2**31 - 1
+SIZES = st.integers(0, LARGEST) | st.integers(0, 100)
+RESNET50 = 25_502_912
+
+thorough = settings(max_examples=300, deadline=None, derandomize=True)
+moderate = settings(max_examples=100, deadline=None, derandomize=True)
+
+traced_keep = jax.jit(sj.keep_count)
+traced_drop = jax.jit(sj.drop_count)
+
+
+def exact_round(sparsity: float, size: int) -> int:
+    """round((1 - sparsity) * size) in rational numbers, half to even."""
+    return round((1 - Fraction(sparsity)) * size)
+
+
+@thorough
+@given(st.floats(0, 1, exclude_max=True), SIZES)
+def test_keep_count_is_the_rounded_product_of_float64(sparsity, size):
+    assert int(sj.keep_count(sparsity, size)) == round((1 - sparsity) * size)
+
+
+@thorough
+@given(st.floats(0, 1, exclude_max=True, width=32), SIZES)
+def test_traced_keep_count_rounds_the_exact_product(sparsity, size):
+    counted = traced_keep(jnp.float32(sparsity), jnp.int32(size))
+    assert int(counted) == exact_round(sparsity, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 1001, 2**20 + 1, LARGEST])
+def test_traced_keep_count_rounds_halves_to_even(size):
+    assert int(traced_keep(jnp.float32(0.5), size)) == round(size / 2)
+
+
+@pytest.mark.parametrize("odd", [1, 3, 12345, 2**24 - 1])
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_traced_keep_count_tells_a_half_from_its_neighbours(odd, excess):
+    """The sparsity m / 2^30 of a size that makes m * size = 2^29 + excess mod 2^30."""
+    size = (2**29 + excess) * pow(odd, -1, 2**30) % 2**30
+    sparsity = odd / 2**30
+    counted = traced_keep(jnp.float32(sparsity), size)
+    assert int(counted) == exact_round(sparsity, size)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.999])
+def test_counts_of_a_resnet50_are_exact(sparsity):
+    exact = round((1 - Fraction(str(sparsity))) * RESNET50)
+    assert int(sj.keep_count(sparsity, RESNET50)) == exact
+    as_float32 = np.float32(sparsity)
+    counted = int(traced_keep(jnp.float32(as_float32), RESNET50))
+    assert counted == exact_round(float(as_float32), RESNET50)
+    assert abs(counted - exact) <= 1
+
+
+def test_keep_count_takes_arrays():
+    counts = sj.keep_count([0.0, 0.5, 0.9], np.array([10, 11, RESNET50]))
+    assert counts.tolist() == [10, 6, 2_550_291]
+    assert counts.dtype == np.int32
+
+
+@moderate
+@given(st.floats(0, 1), SIZES)
+def test_drop_count_is_the_ceiling_of_the_float64_product(fraction, active):
+    assert int(sj.drop_count(fraction, active)) == math.ceil(fraction * active)
+
+
+@moderate
+@given(st.integers(1, 999), st.integers(1, 10**6))
+def test_drop_count_of_decimals_is_the_ceiling_of_the_float64_product(mills, active):
+    fraction = mills / 1000
+    assert int(sj.drop_count(fraction, active)) == math.ceil(fraction * active)
+
+
+@pytest.mark.parametrize("excess", [0, 1, 2**22, 2**23 - 1, 2**23, 2**30, 2**30 + 1])
+def test_drop_count_rounds_like_float64_around_half_a_unit(excess):
+    """The fraction m / 2^53 for which the rest of m * active is `excess` / 2^53."""
+    m = excess * pow(LARGEST, -1, 2**53) % 2**53
+    fraction = m / 2**53
+    expected = math.ceil(fraction * LARGEST)
+    assert int(sj.drop_count(fraction, LARGEST)) == expected
+
+
+@pytest.mark.parametrize("fraction", [5e-324, 1e-30, 1e-17, 1e-9])
+def test_drop_count_of_a_tiny_fraction_is_one(fraction):
+    assert int(sj.drop_count(fraction, 7)) == 1
+    assert int(sj.drop_count(fraction, 0)) == 0
+
+
+@pytest.mark.parametrize("active", [0, 1, 50, RESNET50, LARGEST])
+def test_drop_count_of_nothing_and_of_everything(active):
+    assert int(sj.drop_count(0.0, active)) == 0
+    assert int(sj.drop_count(1.0, active)) == active
+
+
+@moderate
+@given(st.integers(1, 999), st.integers(1, 1000))
+def test_drop_count_of_a_float32_takes_a_product_next_to_an_integer_for_it(
+    mills, active
+):
+    """0.3 of 50 is 15 although the float32 nearest to 0.3 is above it."""
+    expected = math.ceil(Fraction(mills, 1000) * active)
+    assert int(traced_drop(jnp.float32(mills / 1000), active)) == expected
+
+
+@moderate
+@given(st.floats(0, 1, width=32), SIZES)
+def test_drop_count_of_a_float32_is_the_ceiling_but_for_its_tolerance(fraction, active):
+    product = Fraction(fraction) * active
+    whole = math.floor(product)
+    drop = int(traced_drop(jnp.float32(fraction), jnp.int32(active)))
+    assert drop in (whole, math.ceil(product))
+    if product - whole > max(whole, 1) * Fraction(1, 2**21):
+        assert drop == whole + 1
+
+
+def test_counts_are_int32_also_with_64_bit_types():
+    with jax.enable_x64(True):
+        assert sj.drop_count(0.3, jnp.int32(50)).dtype == jnp.int32
+        assert int(sj.drop_count(0.3, 50)) == 15
+        assert int(jax.jit(sj.keep_count)(jnp.float32(0.25), 10)) == 8

@@ -1,0 +1,557 @@
+"""The wrapper itself: skipped updates, figures, containers, dtypes, stacked layers."""
+
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from families import (
+    BEGIN,
+    END,
+    INTERVAL,
+    METHODS,
+    SPARSITY,
+    STEPS,
+    TOTAL,
+    by_path,
+    gradients,
+    make_params,
+    noise_of,
+    sparsify_state,
+)
+from flax import nnx
+
+import sparsejax as sj
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+UPDATE = BEGIN + INTERVAL  # the first update step
+
+
+def train(tx: Any, steps: int = STEPS, spoil: Any = None) -> list[Any]:
+    """(params, opt_state) at the start and after each step.
+
+    `spoil(t, params, grads)` gives other parameters and gradients for step t.
+    """
+    params, opt_state = sj.init_sparse(tx, make_params())
+    history, update = [(params, opt_state)], jax.jit(tx.update)
+    for t in range(steps):
+        grads = gradients(params, noise_of(t))
+        if spoil is not None:
+            params, grads = spoil(t, params, grads)
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        history.append((params, opt_state))
+    return history
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def poison(tree: Any, value: float) -> Any:
+    kernel = jnp.asarray(tree["dense"]["kernel"]).at[0, 0].set(value)
+    return {**tree, "dense": {**tree["dense"], "kernel": kernel}}
+
+
+EXCHANGING = ["set", "rigl"]
+GRADUAL = ["gmp_global", "gmp_layer", "granet_dense", "granet_sparse"]
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [(method, np.nan) for method in (*EXCHANGING, *GRADUAL)]
+    + [("rigl", np.inf), ("granet_sparse", -np.inf)],
+)
+def test_an_update_with_a_gradient_that_is_not_finite_is_left_out(method, value):
+    def spoil(t: int, params: Any, grads: Any) -> Any:
+        return params, poison(grads, value) if t == UPDATE else grads
+
+    # apply_if_finite inside keeps the optimizer sound, as one would have it in use.
+    inner = optax.apply_if_finite(optax.sgd(0.05, momentum=0.9), 3)
+    history = train(METHODS[method].wrap(inner), spoil=spoil)
+    before, after = (sparsify_state(history[t][1]) for t in (UPDATE, UPDATE + 1))
+    assert_equal(before.masks, after.masks)
+    assert before.figures.skipped == 0 and after.figures.skipped == 1
+    assert after.figures.active == before.figures.active
+    assert after.step == UPDATE + 1
+
+    params, opt_state = history[-1]
+    last = sparsify_state(opt_state)
+    assert last.figures.skipped == 1
+    assert sj.count_active(last.masks) == METHODS[method].kept(END)
+    assert all(map(np.all, map(np.isfinite, jax.tree.leaves(params))))
+    assert_equal(params, sj.apply_masks(params, last.masks))
+    assert sj.overlap(before.masks, last.masks) < 1
+
+
+@pytest.mark.parametrize("method", GRADUAL)
+def test_a_final_prune_left_out_is_made_up_for_at_a_later_update(method):
+    def spoil(t: int, params: Any, grads: Any) -> Any:
+        return params, poison(grads, np.nan) if t == END else grads
+
+    inner = optax.apply_if_finite(optax.sgd(0.05), 3)
+    history = train(METHODS[method].wrap(inner), spoil=spoil)
+    active = [int(sparsify_state(s).figures.active) for _, s in history]
+    later = BEGIN + 3 * INTERVAL
+    assert END < later < STEPS
+    assert active[END] == active[later] > METHODS[method].kept(END)
+    assert active[later + 1] == active[-1] == METHODS[method].kept(END)
+
+
+@pytest.mark.parametrize("method", ["rigl", "gmp_global", "granet_sparse"])
+def test_an_update_with_a_weight_that_is_not_finite_is_left_out(method):
+    def spoil(t: int, params: Any, grads: Any) -> Any:
+        return poison(params, np.inf) if t == UPDATE else params, grads
+
+    history = train(METHODS[method].wrap(optax.sgd(0.05)), UPDATE + 1, spoil)
+    before, after = (sparsify_state(history[t][1]) for t in (UPDATE, UPDATE + 1))
+    assert_equal(before.masks, after.masks)
+    assert after.figures.skipped == 1
+
+
+def test_an_inactive_weight_with_a_gradient_that_is_not_finite_stays_zero():
+    def spoil(t: int, params: Any, grads: Any) -> Any:
+        return params, jax.tree.map(
+            lambda g: jnp.where(g > 0.2, jnp.nan, g), grads
+        ) if t == 1 else grads
+
+    tx = METHODS["static"].wrap(optax.apply_if_finite(optax.adam(0.05), 3))
+    history = train(tx, 4, spoil)
+    for params, opt_state in history:
+        assert_equal(params, sj.apply_masks(params, sj.get_masks(opt_state)))
+
+
+def test_figures_are_read_by_name():
+    _, opt_state = train(METHODS["granet_sparse"].wrap(optax.adam(0.05)))[-1]
+    masks = sj.get_masks(opt_state)
+    read = {
+        name: optax.tree.get(opt_state, name)
+        for name in ("sparsity", "active", "grown", "dropped", "churn", "skipped")
+    }
+    assert read["active"] == sj.count_active(masks) == METHODS["granet_sparse"].kept(22)
+    np.testing.assert_allclose(read["sparsity"], sj.sparsity(masks))
+    assert 0 < read["dropped"] <= read["grown"]
+    np.testing.assert_allclose(read["churn"], read["dropped"] / read["active"])
+    assert read["skipped"] == 0
+
+
+@pytest.mark.parametrize("method", [*EXCHANGING, "granet_dense", "granet_sparse"])
+def test_grown_weights_are_zero_after_their_update_and_move_at_the_next_step(method):
+    history = train(METHODS[method].wrap(optax.adam(0.05)), UPDATE + 2)
+    (at_update, opt_state), (next_step, _) = history[UPDATE + 1 :]
+    masks = by_path(sj.get_masks(opt_state))
+    at_update, next_step = by_path(at_update), by_path(next_step)
+    grown = {path: mask & (at_update[path] == 0) for path, mask in masks.items()}
+    total = sum(g.sum() for g in grown.values())
+    assert total == sparsify_state(opt_state).figures.grown > 0
+    assert all(np.all(next_step[path][g] != 0) for path, g in grown.items())
+
+
+def test_update_without_params_is_refused():
+    tx = METHODS["rigl"].wrap(optax.sgd(0.05))
+    params, opt_state = sj.init_sparse(tx, make_params())
+    with pytest.raises(ValueError, match=r"params must be given to update.*got None"):
+        tx.update(params, opt_state)
+
+
+def test_extra_arguments_reach_the_inner_optimizer():
+    def scale(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any):
+        return jax.tree.map(lambda u: u * value, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), scale)
+    tx = METHODS["static"].wrap(inner)
+    params, opt_state = sj.init_sparse(tx, make_params())
+    updates, _ = tx.update(params, opt_state, params, value=-2.0)
+    assert_equal(updates["conv"]["bias"], -2.0 * params["conv"]["bias"])
+    with_sgd = METHODS["static"].wrap(optax.sgd(0.05))
+    params, opt_state = sj.init_sparse(with_sgd, make_params())
+    with_sgd.update(params, opt_state, params, value=-2.0)
+
+
+def test_what_an_ordinary_step_does_not_change_stays():
+    history = train(METHODS["set"].wrap(optax.sgd(0.05)), UPDATE)
+    first, last = (sparsify_state(state) for _, state in (history[0], history[-1]))
+    assert_equal((first.masks, first.key), (last.masks, last.key))
+    assert last.step == UPDATE and first.step == 0
+
+
+# Containers and libraries: what params look like, with a mask wherever ndim >= 2.
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(4)(nn.relu(nn.Dense(6)(x)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self) -> None:
+        self.first = nnx.Linear(5, 6, rngs=nnx.Rngs(0))
+        self.second = nnx.Linear(6, 4, rngs=nnx.Rngs(1))
+
+
+def haiku_params() -> Any:
+    model = hk.transform(lambda x: hk.Linear(4)(jax.nn.relu(hk.Linear(6)(x))))
+    return model.init(jax.random.key(0), jnp.ones((1, 5)))
+
+
+def equinox_params() -> Any:
+    model = eqx.nn.MLP(5, 4, 6, 1, key=jax.random.key(0))
+    return eqx.filter(model, eqx.is_array)
+
+
+TREES = {
+    "flax_linen": lambda: Linen().init(jax.random.key(0), jnp.ones((1, 5))),
+    "nnx_state": lambda: nnx.split(Nnx(), nnx.Param, ...)[1],
+    "nnx_pure_dict": lambda: nnx.to_pure_dict(nnx.state(Nnx(), nnx.Param)),
+    "haiku": haiku_params,
+    "equinox": equinox_params,
+    "list": lambda: [jnp.ones((5, 6)), jnp.ones(6), (jnp.ones((6, 4)), jnp.ones(4))],
+    "bare_array": lambda: jnp.arange(54.0).reshape(6, 9),
+    "with_none": lambda: {"w": jnp.ones((6, 9)), "nothing": None, "empty": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("tree", "method"),
+    [*((tree, "granet_sparse") for tree in TREES), ("flax_linen", "set")],
+)
+def test_any_tree_of_parameters_can_be_trained(tree, method):
+    params = TREES[tree]()
+    tx = METHODS[method].wrap(optax.adam(0.05))
+    params, opt_state = sj.init_sparse(tx, params)
+    structure = jax.tree.structure((params, opt_state))
+    update = jax.jit(tx.update)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    assert sj.count_prunable(sj.get_masks(opt_state)) == size == 54
+    for t in range(END + 1):
+        key = jax.random.key(t)
+        grads = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)  # noqa: B023
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    masks = sj.get_masks(opt_state)
+    assert jax.tree.structure((params, opt_state)) == structure
+    assert sj.count_active(masks) == np.rint((1 - SPARSITY) * size)
+    assert_equal(params, sj.apply_masks(params, masks))
+
+
+def test_a_trained_nnx_model_runs_with_its_sparse_weights():
+    graph, params, rest = nnx.split(Nnx(), nnx.Param, ...)
+    params, _ = sj.init_sparse(METHODS["static"].wrap(optax.sgd(0.1)), params)
+    model = nnx.merge(graph, params, rest)
+    assert np.sum(model.first.kernel[...] == 0) > 15
+
+
+def test_a_trained_equinox_model_runs_with_its_sparse_weights():
+    model = eqx.nn.MLP(5, 4, 6, 1, key=jax.random.key(0))
+    params, static = eqx.partition(model, eqx.is_array)
+    params, opt_state = sj.init_sparse(METHODS["static"].wrap(optax.sgd(0.1)), params)
+    grads = jax.grad(lambda p: eqx.combine(p, static)(jnp.ones(5)).sum())(params)
+    tx = METHODS["static"].wrap(optax.sgd(0.1))
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = eqx.apply_updates(params, updates)
+    assert_equal(params, sj.apply_masks(params, sj.get_masks(opt_state)))
+
+
+# Dtypes.
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("method", ["set", "granet_sparse"])
+def test_counts_and_zeros_are_exact_at_any_float_dtype(method, dtype):
+    # Adam's eps is 0 in float16, so that plain optax gives weights that are not finite.
+    inner = optax.sgd(0.05, 0.9) if dtype == jnp.float16 else optax.adam(0.05)
+    tx = METHODS[method].wrap(inner)
+    start = jax.tree.map(lambda p: jnp.asarray(p, dtype), make_params())
+    params, opt_state = sj.init_sparse(tx, start)
+    types = jax.tree.map(lambda leaf: leaf.dtype, (params, opt_state))
+
+    @jax.jit
+    def step(params: Any, opt_state: Any, noise: Any) -> Any:
+        grads = gradients(params, noise)
+        grads = jax.tree.map(lambda g: g.astype(dtype), grads)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for t in range(END + 1):
+        params, opt_state = step(params, opt_state, noise_of(t))
+        masks = sj.get_masks(opt_state)
+        assert_equal(params, sj.apply_masks(params, masks))
+    assert sj.count_active(masks) == METHODS[method].kept(END)
+    assert jax.tree.map(lambda leaf: leaf.dtype, (params, opt_state)) == types
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("grad_dtype", [jnp.float32, jnp.bfloat16])
+def test_zeros_are_exact_where_gradients_have_another_dtype(param_dtype, grad_dtype):
+    tx = METHODS["gmp_layer"].wrap(optax.sgd(0.05))
+    start = jax.tree.map(lambda p: jnp.asarray(p, param_dtype), make_params())
+    params, opt_state = sj.init_sparse(tx, start)
+    update = jax.jit(tx.update)
+    for t in range(UPDATE + 1):
+        grads = jax.tree.map(lambda g: jnp.asarray(g, grad_dtype), noise_of(t))
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    masks = sj.get_masks(opt_state)
+    assert sj.count_active(masks) == METHODS["gmp_layer"].kept(UPDATE) < TOTAL
+    assert_equal(params, sj.apply_masks(params, masks))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(param_dtype)}
+
+
+# Stacked layers and layers of fixed sparsity.
+
+STACK = {"blocks": jnp.zeros((3, 8, 10)), "head": jnp.zeros((10, 5))}
+
+
+def stacked_params() -> Any:
+    keys = jax.random.split(jax.random.key(5), 2)
+    return {
+        name: jax.random.normal(key, leaf.shape)
+        for key, (name, leaf) in zip(keys, STACK.items())
+    }
+
+
+def run(tx: Any, params: Any, steps: int = STEPS) -> tuple[Any, list[Any]]:
+    """The last parameters and the masks at the start and after each step."""
+    params, opt_state = sj.init_sparse(tx, params)
+    masks, update = [sj.get_masks(opt_state)], jax.jit(tx.update)
+    for t in range(steps):
+        keys = dict(zip(params, jax.random.split(jax.random.key(t), len(params))))
+        grads = {
+            name: jax.random.normal(keys[name], params[name].shape) for name in params
+        }
+        updates, opt_state = update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        masks.append(sj.get_masks(opt_state))
+    return params, masks
+
+
+def test_each_slice_of_stacked_layers_is_pruned_as_a_layer_of_its_own():
+    tx = sj.gmp_transform(
+        optax.sgd(0.01),
+        final_sparsity=0.7,
+        end_step=4,
+        update_interval=2,
+        scope="layer",
+        prunable=[("blocks", sj.LayerRule(stacked=True))],
+    )
+    params, masks = run(tx, stacked_params(), 5)
+    assert masks[-1]["blocks"].sum((1, 2)).tolist() == [24, 24, 24]
+    assert masks[-1]["head"].sum() == 15
+    assert_equal(params, sj.apply_masks(params, masks[-1]))
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "granet_sparse"])
+def test_each_slice_of_stacked_layers_exchanges_on_its_own(method):
+    """The same masks come out when the slices are leaves of their own."""
+    rules = [("blocks", sj.LayerRule(stacked=True))]
+    options = {"total_steps": 12, "update_interval": 3, "prunable": rules}
+    gradual = {"initial_sparsity": 0.5, "final_sparsity": 0.8, "end_step": 6}
+    make = {
+        "set": lambda **kw: sj.set_transform(optax.sgd(0.1), sparsity=0.7, **kw),
+        "rigl": lambda **kw: sj.rigl_transform(optax.sgd(0.1), sparsity=0.7, **kw),
+        "granet_sparse": lambda **kw: sj.granet_transform(
+            optax.sgd(0.1), **gradual, **kw
+        ),
+    }[method]
+    params = stacked_params()
+    _, masks = run(make(**options), params, 12)
+    active = [mask["blocks"].sum((1, 2)).tolist() for mask in masks]
+    total = [int(sj.count_active(mask)) for mask in masks]
+    assert sj.overlap(masks[0], masks[-1]) < 1
+    if method == "granet_sparse":
+        assert total[0] == 145 and total[-1] == 58
+    else:
+        assert active == [active[0]] * len(active) and set(total) == {87}
+
+    apart = {f"blocks{i}": params["blocks"][i] for i in range(3)}
+    apart["head"] = params["head"]
+    start = {f"blocks{i}": masks[0]["blocks"][i] for i in range(3)}
+    start["head"] = masks[0]["head"]
+    grads = [stacked_params() for _ in range(4)]
+
+    def follow(tx: Any, params: Any, split: bool) -> list[Any]:
+        params, opt_state = sj.init_sparse(tx, params)
+        update, found = jax.jit(tx.update), []
+        for g in grads:
+            if split:
+                g = {f"blocks{i}": g["blocks"][i] for i in range(3)} | {
+                    "head": g["head"]
+                }
+            updates, opt_state = update(g, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            found.append(sj.get_masks(opt_state))
+        return found
+
+    if method == "set":
+        return  # random growth draws by path, and the paths differ
+    del options["prunable"]
+    if method == "rigl":
+        separate = sj.rigl_transform(optax.sgd(0.1), masks=start, **options)
+        together = sj.rigl_transform(
+            optax.sgd(0.1), masks=masks[0], prunable=rules, **options
+        )
+    else:
+        separate = sj.granet_transform(
+            optax.sgd(0.1), masks=start, **gradual, **options
+        )
+        together = sj.granet_transform(
+            optax.sgd(0.1), masks=masks[0], prunable=rules, **gradual, **options
+        )
+    for one, other in zip(
+        follow(together, params, False), follow(separate, apart, True)
+    ):
+        for i in range(3):
+            np.testing.assert_array_equal(one["blocks"][i], other[f"blocks{i}"])
+        np.testing.assert_array_equal(one["head"], other["head"])
+
+
+FIXED = [("dense", 0.5)]  # 40 of the 80 weights of dense/kernel stay
+FIXED_METHODS = {
+    "static": lambda: sj.static_transform(
+        optax.sgd(0.05), sparsity=SPARSITY, prunable=FIXED
+    ),
+    "set": lambda: sj.set_transform(
+        optax.sgd(0.05),
+        sparsity=SPARSITY,
+        total_steps=STEPS,
+        update_interval=INTERVAL,
+        prunable=FIXED,
+    ),
+    "rigl": lambda: sj.rigl_transform(
+        optax.sgd(0.05),
+        sparsity=SPARSITY,
+        total_steps=STEPS,
+        update_interval=INTERVAL,
+        prunable=FIXED,
+    ),
+    **{
+        f"gmp_{scope}": lambda scope=scope: sj.gmp_transform(
+            optax.sgd(0.05),
+            final_sparsity=SPARSITY,
+            end_step=END,
+            update_interval=INTERVAL,
+            scope=scope,
+            prunable=FIXED,
+        )
+        for scope in ("global", "layer")
+    },
+    **{
+        f"granet_{start}": lambda start=start: sj.granet_transform(
+            optax.sgd(0.05),
+            initial_sparsity=start,
+            final_sparsity=SPARSITY,
+            total_steps=STEPS,
+            end_step=END,
+            update_interval=INTERVAL,
+            prunable=FIXED,
+        )
+        for start in (0.0, 0.4)
+    },
+}
+
+
+@pytest.mark.parametrize("method", FIXED_METHODS)
+def test_a_layer_of_fixed_sparsity_ends_there_and_the_total_is_exact(method):
+    tx = FIXED_METHODS[method]()
+    # "dense" matches dense/bias too, which has a mask then: 379 prunable weights.
+    history = train(tx, END + 1)
+    masks = by_path(sj.get_masks(history[-1][1]))
+    assert masks["dense/kernel"].sum() == 40 and masks["dense/bias"].sum() == 5
+    assert sum(mask.sum() for mask in masks.values()) == np.rint(0.2 * (TOTAL + 10))
+    for params, opt_state in history:
+        assert_equal(params, sj.apply_masks(params, sj.get_masks(opt_state)))
+
+
+def test_random_masks_hold_a_layer_of_fixed_sparsity():
+    params = make_params()
+    masks = sj.random_masks(
+        jax.random.key(0), params, SPARSITY, prunable=[("dense/kernel", 0.5)]
+    )
+    assert masks["dense"]["kernel"].sum() == 40
+    assert sj.count_active(masks) == np.rint(0.2 * TOTAL)
+
+
+# Finding the masks.
+
+
+def both_groups() -> optax.GradientTransformation:
+    return optax.partition(
+        {
+            "conv": sj.rigl_transform(
+                optax.sgd(0.1), sparsity=0.5, total_steps=9, update_interval=2
+            ),
+            "rest": sj.gmp_transform(
+                optax.adam(0.1), final_sparsity=0.8, end_step=3, update_interval=2
+            ),
+        },
+        lambda params: {
+            name: jax.tree.map(lambda _: "conv" if name == "conv" else "rest", leaves)  # noqa: B023
+            for name, leaves in params.items()
+        },
+    )
+
+
+static = METHODS["static"].wrap
+NESTED = {
+    "alone": lambda: static(optax.sgd(0.1)),
+    "chain": lambda: optax.chain(optax.clip(1.0), static(optax.sgd(0.1))),
+    "multi_steps": lambda: optax.MultiSteps(static(optax.sgd(0.1)), 2),
+    "apply_if_finite": lambda: optax.apply_if_finite(static(optax.sgd(0.1)), 3),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(
+        lambda learning_rate: static(optax.sgd(learning_rate))
+    )(learning_rate=0.1),
+    "all": lambda: optax.MultiSteps(
+        optax.apply_if_finite(optax.chain(static(optax.adam(0.1))), 3), 2
+    ),
+}
+
+
+@pytest.mark.parametrize("nesting", NESTED)
+def test_masks_are_found_wherever_they_are_nested(nesting):
+    tx = NESTED[nesting]()
+    opt_state = tx.init(make_params())
+    masks = sj.get_masks(opt_state)
+    assert_equal(masks, sparsify_state(opt_state).masks)
+    assert sj.count_active(masks) == METHODS["static"].kept(0)
+    params, _ = sj.init_sparse(tx, make_params())
+    assert_equal(params, sj.apply_masks(make_params(), masks))
+
+
+def test_masks_of_two_groups_are_put_together_and_both_train_sparsely():
+    tx = both_groups()
+    history = train(tx, 5)
+    for params, opt_state in history:
+        masks = sj.get_masks(opt_state)
+        assert jax.tree.structure(masks) == jax.tree.structure(
+            sj.dense_masks(make_params())
+        )
+        assert masks["conv"]["kernel"].sum() == 144
+        assert_equal(params, sj.apply_masks(params, masks))
+    assert sum(int(masks[name]["kernel"].sum()) for name in ("dense", "scale")) == 16
+
+
+def test_a_learning_rate_can_be_set_from_outside_through_inject_hyperparams():
+    tx = NESTED["inject_hyperparams"]()
+    params, opt_state = sj.init_sparse(tx, make_params())
+    opt_state = optax.tree.set(opt_state, learning_rate=0.0)
+    updates, _ = tx.update(noise_of(0), opt_state, params)
+    assert all(map(np.all, jax.tree.leaves(jax.tree.map(lambda u: u == 0, updates))))
+
+
+def test_a_state_without_masks_is_refused():
+    with pytest.raises(ValueError, match="opt_state must hold the state of sparsify"):
+        sj.get_masks(optax.adam(0.1).init(make_params()))
+
+
+def test_two_masks_for_one_leaf_are_refused():
+    tx = optax.chain(static(optax.sgd(0.1)), static(optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="masks must be one a leaf"):
+        sj.get_masks(tx.init(make_params()))
