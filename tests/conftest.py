@@ -14,3 +14,14 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def strict_ranks() -> Iterator[None]:
+    """Forbids arrays of different ranks to be added: often a mistake, never needed.
+
+    Not for all tests: attention in Flax does it.
+    """
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", "allow")

@@ -86,7 +86,9 @@ class Cell(NamedTuple):
     params=[(method, optimizer) for method in METHODS for optimizer in OPTIMIZERS],
     ids="-".join,
 )
-def cell(request: pytest.FixtureRequest, quick_compilation: None) -> Cell:
+def cell(
+    request: pytest.FixtureRequest, quick_compilation: None, strict_ranks: None
+) -> Cell:
     method, optimizer = METHODS[request.param[0]], OPTIMIZERS[request.param[1]]
     tx, traces = make_cell(*request.param), []
 

@@ -1,0 +1,1 @@
+"""Experiments: thin mains that train real networks with sparsejax."""

@@ -1,0 +1,1 @@
+"""Many small runs side by side: methods, sparsities and seeds, and what came out."""

@@ -1,0 +1,266 @@
+"""Many small runs at once: seeds and sparsities side by side on one `jax.vmap` axis.
+
+Runs of one method differ in numbers alone (seed, masks, final sparsity), so that one
+compiled epoch trains them all.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+
+PyTree = Any
+
+
+class Replica(NamedTuple):
+    """What is a run's own.
+
+    Attributes:
+        seed: int32 scalar; seeds the first weights, the first masks, the order of the
+            examples and random growth.
+        sparsity: float32 scalar, the sparsity to end at.
+        masks: The masks to start from.
+    """
+
+    seed: jax.Array
+    sparsity: jax.Array
+    masks: PyTree
+
+
+class State(NamedTuple):
+    """What training changes.
+
+    Attributes:
+        params: The weights.
+        opt_state: The state of an optimizer wrapped with `sparsejax.sparsify`.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+
+
+# All runs are at the same step. Kept off the vmapped axis, the counter leaves the
+# transform's lax.cond a branch, and ordinary steps pay nothing for topology updates; a
+# batched one would turn it into a select of both sides, at every step.
+_STATE_AXES = State(
+    params=0,
+    opt_state=sj.SparsifyState(None, 0, 0, 0, 0),  # type: ignore[arg-type]
+)
+
+MakeTransform = Callable[[Replica], optax.GradientTransformationExtraArgs]
+TrainEpoch = Callable[[Replica, State, np.ndarray, np.ndarray, np.ndarray], State]
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def _draw_masks(seed: int, params: PyTree, counts: PyTree) -> PyTree:
+    return sj.random_masks(jax.random.key(seed), params, counts=counts)
+
+
+@partial(jax.jit, static_argnums=0)
+def first_params(model: nn.Module, seed: int, images: np.ndarray) -> PyTree:
+    """Initialises a model.
+
+    Args:
+        model: The model.
+        seed: The seed of the weights.
+        images: Images to initialise with; only their shape matters.
+
+    Returns:
+        The parameters.
+    """
+    return model.init(jax.random.key(seed), images[:1])
+
+
+def make_replica(
+    seed: int,
+    sparsity: float,
+    first_sparsity: float,
+    params: PyTree,
+    distribution: str,
+) -> Replica:
+    """Makes a replica with random masks of exact counts.
+
+    Args:
+        seed: Its seed.
+        sparsity: The sparsity to end at.
+        first_sparsity: The sparsity of the masks to start from.
+        params: Its parameters; only their shapes matter.
+        distribution: How sparsity is shared out over layers; see
+            `sparsejax.layer_counts`.
+
+    Returns:
+        The replica.
+    """
+    counts = sj.active_counts(params, first_sparsity, distribution)
+    masks = _draw_masks(seed, params, counts)
+    return Replica(jnp.int32(seed), jnp.float32(sparsity), masks)
+
+
+def stack_replicas(
+    make_transform: MakeTransform, runs: Sequence[tuple[Replica, PyTree]]
+) -> tuple[Replica, State]:
+    """Stacks replicas, masks their weights and initialises their optimizers.
+
+    Args:
+        make_transform: A function replica -> wrapped optimizer.
+        runs: Each replica with its dense weights.
+
+    Returns:
+        The replicas and the state to train from, stacked on the first axis.
+    """
+    replicas, params = _stack(runs)
+
+    def init(replica: Replica, params: PyTree) -> State:
+        return State(*sj.init_sparse(make_transform(replica), params))
+
+    return replicas, jax.jit(jax.vmap(init, out_axes=_STATE_AXES))(replicas, params)
+
+
+def batch_order(
+    seeds: Sequence[int], epoch: int, examples: int, batch_size: int
+) -> np.ndarray:
+    """Shuffles the examples of an epoch, differently for each seed.
+
+    Args:
+        seeds: The seeds of the replicas.
+        epoch: The epoch, at least 0.
+        examples: Number of examples.
+        batch_size: Examples a step; the rest that fills no batch is left out.
+
+    Returns:
+        Indices of the examples, int32[replicas, steps, batch_size].
+    """
+    steps = examples // batch_size
+    shuffled = [
+        np.random.default_rng((seed, epoch)).permutation(examples) for seed in seeds
+    ]
+    used = np.stack(shuffled)[:, : steps * batch_size].astype(np.int32)
+    return used.reshape(len(seeds), steps, batch_size)
+
+
+def compile_epoch(model: nn.Module, make_transform: MakeTransform) -> TrainEpoch:
+    """Makes the function that trains many replicas for an epoch.
+
+    Args:
+        model: Maps images to logits.
+        make_transform: A function replica -> wrapped optimizer.
+
+    Returns:
+        A function (replicas, state, order, images, labels) -> state, compiled at its
+        first call; it reuses the memory of the state it is given.
+    """
+
+    def loss(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits: Any = model.apply(params, images)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(each)
+
+    def train_epoch(
+        replica: Replica,
+        state: State,
+        order: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+    ) -> State:
+        tx = make_transform(replica)
+
+        def step(state: State, batch: jax.Array) -> tuple[State, None]:
+            grads = jax.grad(loss)(state.params, images[batch], labels[batch])
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return State(optax.apply_updates(state.params, updates), opt_state), None
+
+        return jax.lax.scan(step, state, order)[0]
+
+    in_axes = (0, _STATE_AXES, 0, None, None)
+    return jax.jit(
+        jax.vmap(train_epoch, in_axes=in_axes, out_axes=_STATE_AXES), donate_argnums=1
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def accuracy(
+    model: nn.Module, params: PyTree, images: np.ndarray, labels: np.ndarray
+) -> jax.Array:
+    """Measures the share of images that each replica gets right.
+
+    Args:
+        model: Maps images to logits.
+        params: Weights of the replicas, stacked.
+        images: Images.
+        labels: What they show.
+
+    Returns:
+        float32[replicas].
+    """
+
+    def of_one(params: PyTree) -> jax.Array:
+        logits: Any = model.apply(params, images)
+        return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+    return jax.vmap(of_one)(params)
+
+
+def nonzero_weights(params: PyTree, masks: PyTree) -> PyTree:
+    """Marks the prunable weights that are not exactly 0.
+
+    Args:
+        params: Weights.
+        masks: Masks that fit them; they only say which leaves are prunable.
+
+    Returns:
+        A mask tree.
+    """
+
+    def mark(leaf: jax.Array, mask: Any) -> Any:
+        return mask if isinstance(mask, optax.MaskedNode) else leaf != 0
+
+    return jax.tree.map(mark, params, masks)
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def layer_sizes(masks: PyTree) -> dict[str, int]:
+    """Counts the prunable weights of each layer of one replica.
+
+    Args:
+        masks: Masks of the replicas, stacked.
+
+    Returns:
+        The counts by the path of the layer.
+    """
+    return {path: mask[0].size for path, mask in _by_path(masks).items()}
+
+
+@jax.jit
+def _layer_counts(masks: PyTree) -> PyTree:
+    return jax.vmap(lambda masks: sj.count_active(masks, "layer"))(masks)
+
+
+def active_by_layer(masks: PyTree) -> dict[str, np.ndarray]:
+    """Counts the active weights of each layer of each replica.
+
+    Args:
+        masks: Masks of the replicas, stacked.
+
+    Returns:
+        int32[replicas] by the path of the layer.
+    """
+    counts = _by_path(_layer_counts(masks))
+    return {path: np.asarray(each) for path, each in counts.items()}

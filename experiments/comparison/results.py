@@ -1,0 +1,147 @@
+"""What runs gave, as text and as JSON."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.record.environment import describe_environment
+from experiments.record.files import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One trained network.
+
+    Attributes:
+        sparsity: The sparsity asked for.
+        seed: The seed.
+        validation_accuracy: In [0, 1].
+        test_accuracy: In [0, 1].
+        prunable: Prunable weights.
+        active: Those that the masks let train at the end.
+        nonzero: Those that are not exactly 0 at the end: the active ones but for any
+            that have grown and had no gradient since.
+        realised_sparsity: The share of the prunable weights that are exactly 0.
+    """
+
+    sparsity: float
+    seed: int
+    validation_accuracy: float
+    test_accuracy: float
+    prunable: int
+    active: int
+    nonzero: int
+    realised_sparsity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityHistory:
+    """The density of the masks at the start and after each epoch, a mean over seeds.
+
+    Attributes:
+        sparsity: The sparsity asked for.
+        overall: The density of all prunable weights together.
+        layers: The density of each layer, by its path.
+    """
+
+    sparsity: float
+    overall: Sequence[float]
+    layers: Mapping[str, Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """What a method gave.
+
+    Attributes:
+        method: Its short name.
+        label: Its name in reports.
+        wall_seconds: The time of all its runs, compilation included.
+        runs: The runs.
+        density: One history for each sparsity.
+    """
+
+    method: str
+    label: str
+    wall_seconds: float
+    runs: Sequence[Run]
+    density: Sequence[DensityHistory]
+
+    def runs_at(self, sparsity: float) -> list[Run]:
+        """Selects the runs of one sparsity.
+
+        Args:
+            sparsity: The sparsity asked for.
+
+        Returns:
+            The runs, none if the method was not run at this sparsity.
+        """
+        return [run for run in self.runs if run.sparsity == sparsity]
+
+
+def mean_and_deviation(runs: Sequence[Run]) -> tuple[float, float]:
+    """Summarises test accuracy over seeds.
+
+    Args:
+        runs: At least two runs.
+
+    Returns:
+        (mean, standard deviation of the sample), in percent.
+    """
+    percent = [100 * run.test_accuracy for run in runs]
+    return statistics.mean(percent), statistics.stdev(percent)
+
+
+def table(results: Sequence[MethodResult]) -> str:
+    """Sets the results as a Markdown table, aligned so that it reads as text too.
+
+    Args:
+        results: One a method.
+
+    Returns:
+        A row for each method and a column for each sparsity.
+    """
+    sparsities = sorted({run.sparsity for result in results for run in result.runs})
+
+    def cell(runs: Sequence[Run]) -> str:
+        if not runs:
+            return ""
+        mean, deviation = mean_and_deviation(runs)
+        zeros = statistics.mean(100 * run.realised_sparsity for run in runs)
+        return f"{mean:.1f} ± {deviation:.1f} ({zeros:.2f})"
+
+    rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
+    rows += [[r.label, *(cell(r.runs_at(s)) for s in sparsities)] for r in results]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def write_results(
+    workdir: Path,
+    title: str,
+    config: Mapping[str, Any],
+    results: Sequence[MethodResult],
+) -> None:
+    """Writes `results.json` and `results.md`.
+
+    Args:
+        workdir: The folder to write to.
+        title: What the table shows, a sentence.
+        config: The configuration.
+        results: One a method.
+    """
+    everything = {
+        "config": config,
+        "environment": describe_environment(),
+        "methods": [dataclasses.asdict(result) for result in results],
+    }
+    write_atomically(workdir / "results.json", json.dumps(everything, indent=1) + "\n")
+    write_atomically(workdir / "results.md", f"{title}\n\n{table(results)}\n")

@@ -1,0 +1,127 @@
+"""What the image configurations share: every field, and the reading of arguments."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments.training.sparse import LABELS
+
+METHODS = tuple(LABELS)
+
+
+def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
+    """Reads "name=value,name=value", what stands after a config file's colon.
+
+    Args:
+        argument: The text; None or "" for the defaults.
+        **defaults: The names that exist, with their default values.
+
+    Returns:
+        The values, in the types of the defaults.
+
+    Raises:
+        ValueError: If a part has no name that exists, or a method does not exist.
+
+    Example:
+        >>> parse("method=rigl", method="granet", sparsity=0.9)
+        {'method': 'rigl', 'sparsity': 0.9}
+    """
+    values = dict(defaults)
+    for part in filter(None, (argument or "").split(",")):
+        name, separator, value = part.partition("=")
+        if not separator or name not in values:
+            raise ValueError(
+                f"config arguments must be name=value of {', '.join(values)}; got "
+                f"{part!r}."
+            )
+        values[name] = type(values[name])(value)
+    if values.get("method", METHODS[0]) not in METHODS:
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)}; got {values['method']!r}."
+        )
+    return values
+
+
+def base_config() -> ConfigDict:
+    """Gives every field of an image experiment, with the values that most share.
+
+    Returns:
+        A configuration; `dataset`, `model`, `method` and `sparsity` are to be set.
+    """
+    config = ConfigDict()
+    # Data.
+    config.dataset = placeholder(str)  # see experiments.input.datasets.load_dataset
+    config.data_dir = placeholder(str)  # where TFDS data is; None for its default
+    config.validation_examples = 5000  # held out of the training split
+    config.num_classes = placeholder(int)  # None for the data's; refused if another
+    config.augment = "cifar"  # "cifar", "imagenet" or "none"
+    config.pad = 4  # pixels on each side, for "cifar"
+    config.pad_mode = "reflect"  # "reflect" or "zero"
+    config.image_size = placeholder(int)  # for "imagenet"
+    config.device_resident = True  # keep the data on the device
+    config.workers = 0  # processes that read and augment, where it is not
+    # Model.
+    config.model = placeholder(str)  # see experiments.models
+    config.model_options = ConfigDict(convert_dict=True)
+    config.dtype = "float32"  # of the computation; weights are float32
+    config.sync_batch_norm = False  # statistics over all devices, with pmap
+    # Optimizer.
+    config.batch_size = 128  # over all devices
+    config.accumulation = 1  # parts of a batch taken one after the other
+    config.epochs = 160
+    config.schedule = "step"  # "step", "cosine" or "constant"
+    config.learning_rate = 0.1
+    config.warmup_epochs = 0
+    config.drop_at = (0.5, 0.75)  # shares of the run, for "step"
+    config.drop_factor = 0.1
+    config.momentum = 0.9
+    config.nesterov = True
+    config.weight_decay = 5e-4  # L2 added to the gradient before momentum
+    config.decay_batch_norm = True  # also batch norm's and biases
+    config.label_smoothing = 0.0
+    # Method.
+    config.method = placeholder(str)  # one of METHODS
+    config.sparsity = placeholder(float)  # to end at
+    config.distribution = "erk"  # of random masks
+    config.update_interval_steps = 1000
+    config.pruning_share = 0.5  # of the run, after which gradual pruning ends
+    config.granet_st_initial_sparsity = 0.5  # where "granet_st" starts
+    config.prune_rate = ConfigDict(
+        {"set": 0.3, "rigl": 0.3, "rigl_itop": 0.5, "granet": 0.5}
+    )
+    # Run.
+    config.seed = 18
+    config.parallel = "pmap"  # "pmap" or "jit"
+    config.shard_state = False  # over the devices, with "jit"
+    config.steps_per_call = 1  # in one compiled scan, where data is on the device
+    config.evaluate_every_epochs = 1
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 2000
+    config.keep_checkpoints = 2
+    return config
+
+
+def cifar_config(argument: str | None) -> ConfigDict:
+    """Gives what the CIFAR experiments share, GraNet's recipe of 160 epochs.
+
+    Args:
+        argument: "method=...,sparsity=...,classes=...", what stands after the colon.
+
+    Returns:
+        A configuration; `model` is to be set.
+
+    Raises:
+        ValueError: If the argument is none of these, or classes not 10 or 100.
+    """
+    values = parse(argument, method="granet", sparsity=0.95, classes=10)
+    classes = values.pop("classes")
+    if classes not in (10, 100):
+        raise ValueError(f"classes must be 10 or 100; got {classes}.")
+    config = base_config()
+    config.update(values)
+    config.dataset = f"cifar{classes}"
+    config.steps_per_call = 50
+    # As in the official code: mirrored edges for CIFAR-10, zeros for CIFAR-100.
+    config.pad_mode = "reflect" if classes == 10 else "zero"
+    return config

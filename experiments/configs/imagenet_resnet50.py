@@ -1,0 +1,52 @@
+"""ResNet-50 on ImageNet, GraNet's recipe (arXiv 2106.10404).
+
+    python -m experiments.imagenet \
+        --config=experiments/configs/imagenet_resnet50.py:method=granet,sparsity=0.9 \
+        --workdir=runs/resnet50_granet_90
+
+After the colon: method (dense, static, set, rigl, rigl_itop, gmp, granet, granet_st),
+sparsity (0.8, 0.9 in the paper).
+
+100 epochs at batch 128, as in the paper: 1,000,900 steps, topology updates every 4000,
+gradual pruning over the first 30 epochs. On a pod, batch_size, learning_rate and
+update_interval_steps scale together: eight times the batch is eight times the rate and
+an eighth of the interval. Any folder of images by class trains the same way:
+`--config.dataset=folder:PATH`. Cost and our own result: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.common import base_config, parse
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """Gives the configuration.
+
+    Args:
+        argument: "method=...,sparsity=...".
+
+    Returns:
+        The configuration.
+    """
+    config = base_config()
+    config.update(parse(argument, method="granet", sparsity=0.9))
+    config.dataset = "imagenet2012"
+    config.validation_examples = 10_000
+    config.augment = "imagenet"
+    config.image_size = 224
+    config.device_resident = False
+    config.workers = 8
+    config.model = "resnet50"
+    config.epochs = 100
+    config.warmup_epochs = 5
+    config.drop_at = (0.3, 0.6, 0.9)
+    config.nesterov = False
+    config.weight_decay = 1e-4
+    config.decay_batch_norm = False
+    config.label_smoothing = 0.1
+    config.update_interval_steps = 4000
+    config.pruning_share = 0.3
+    config.seed = 17
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 5000
+    return config

@@ -1,0 +1,280 @@
+"""Compares sparse-training methods on scikit-learn's digits, in minutes on a laptop.
+
+    python -m experiments.digits --config=experiments/configs/digits.py --workdir=DIR
+
+The config file says what the comparison is, and what comes out.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import optax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+import sparsejax as sj
+from experiments.comparison import replicas as rep
+from experiments.comparison.figures import plot_accuracy, plot_density
+from experiments.comparison.methods import LABELS, first_sparsity, make_transform
+from experiments.comparison.results import (
+    DensityHistory,
+    MethodResult,
+    Run,
+    table,
+    write_results,
+)
+from experiments.input.digits import CLASSES, Split, load_split
+from experiments.models.digits_cnn import DigitsCNN
+from experiments.record.progress import Progress
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for tables and figures.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a configuration that cannot be run.
+
+    Args:
+        config: As in `experiments/configs/digits.py`.
+
+    Raises:
+        ValueError: If a field is out of range; the message says which.
+    """
+
+    def need(field: str, is_fine: bool, allowed: str) -> None:
+        if not is_fine:
+            value = config
+            for name in field.split("."):
+                value = value[name]
+            raise ValueError(f"config.{field} must be {allowed}; got {value!r}.")
+
+    def distinct(values: Sequence[object]) -> bool:
+        return len(set(values)) == len(values) > 0
+
+    need(
+        "methods",
+        distinct(config.methods) and set(config.methods) <= set(LABELS),
+        f"different names out of {', '.join(LABELS)}",
+    )
+    need(
+        "sparsities",
+        distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
+        "different numbers in (0, 1)",
+    )
+    need(
+        "seeds",
+        distinct(config.seeds)
+        and len(config.seeds) > 1
+        and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
+        "two or more different integers in [0, 2^31), or there is no deviation",
+    )
+    need("split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)")
+    for field in ("validation_share", "test_share"):
+        need(field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]")
+    train = len(load_data(config).train.labels)
+    need("batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]")
+    need("epochs", config.epochs >= 1, "at least 1")
+    total_steps = config.epochs * (train // config.batch_size)
+    need(
+        "update_interval_steps",
+        1 <= config.update_interval_steps < total_steps,
+        f"in [1, {total_steps}), {total_steps} being the steps of the run",
+    )
+    need("learning_rate", config.learning_rate > 0, "above 0")
+    need("momentum", 0 <= config.momentum < 1, "in [0, 1)")
+    need("weight_decay", config.weight_decay >= 0, "at least 0")
+    end_step = round(config.pruning_share * total_steps)
+    need(
+        "pruning_share",
+        1 <= end_step < total_steps,
+        f"such that gradual pruning ends at a step in [1, {total_steps})",
+    )
+    need(
+        "distribution",
+        config.distribution in ("erk", "er", "uniform"),
+        '"erk", "er" or "uniform"',
+    )
+    for method in config.prune_rate:
+        rate = config.prune_rate[method]
+        need(f"prune_rate.{method}", 0 < rate < 1, "in (0, 1)")
+    need(
+        "granet_st_initial_sparsity",
+        0 <= config.granet_st_initial_sparsity <= min(config.sparsities),
+        "in [0, 1), and not above the sparsities to end at",
+    )
+
+
+def make_workdir(workdir: str) -> Path:
+    """Makes the folder for the results and tries to write to it.
+
+    Args:
+        workdir: The folder, made if there is none.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If it cannot be made or written to.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"--workdir must be a folder that can be written to; got {workdir!r}: "
+            f"{reason}."
+        ) from error
+    return path
+
+
+def load_data(config: ConfigDict) -> Split:
+    """Loads the digits, split as the configuration says.
+
+    Args:
+        config: As in `experiments/configs/digits.py`.
+
+    Returns:
+        The split, the same for every method and seed.
+    """
+    return load_split(config.validation_share, config.test_share, config.split_seed)
+
+
+def train_method(name: str, data: Split, config: ConfigDict) -> MethodResult:
+    """Trains and tests a method at every sparsity with every seed, all at once.
+
+    Args:
+        name: A key of `experiments.comparison.methods.LABELS`.
+        data: The data.
+        config: As in `experiments/configs/digits.py`.
+
+    Returns:
+        What came out.
+    """
+    started = time.perf_counter()
+    model = DigitsCNN(CLASSES)
+    steps_per_epoch = len(data.train.labels) // config.batch_size
+    total_steps = config.epochs * steps_per_epoch
+    learning_rate = optax.cosine_decay_schedule(config.learning_rate, total_steps)
+    inner = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
+    )
+    transform = make_transform(name, inner, config, total_steps)
+
+    sparsities = (0.0,) if name == "dense" else config.sparsities
+    pairs = [(sparsity, seed) for sparsity in sparsities for seed in config.seeds]
+    runs = []
+    for sparsity, seed in pairs:
+        params = rep.first_params(model, seed, data.train.images)
+        start = first_sparsity(name, sparsity, config)
+        replica = rep.make_replica(seed, sparsity, start, params, config.distribution)
+        runs.append((replica, params))
+    replicas, state = rep.stack_replicas(transform, runs)
+    train_epoch = rep.compile_epoch(model, transform)
+
+    history = [rep.active_by_layer(sj.get_masks(state.opt_state))]
+    epoch_size = len(data.train.labels)
+    with Progress(
+        config.epochs,
+        examples_per_step=epoch_size * len(pairs),
+        description=f"{LABELS[name]}, {len(pairs)} runs: epoch",
+    ) as progress:
+        for epoch in range(config.epochs):
+            seeds = [seed for _, seed in pairs]
+            order = rep.batch_order(seeds, epoch, epoch_size, config.batch_size)
+            state = train_epoch(replicas, state, order, *data.train)
+            history.append(rep.active_by_layer(sj.get_masks(state.opt_state)))
+            progress.update(epoch + 1)
+    validation = np.asarray(rep.accuracy(model, state.params, *data.validation))
+    test = np.asarray(rep.accuracy(model, state.params, *data.test))
+
+    masks = sj.get_masks(state.opt_state)
+    nonzero = rep.active_by_layer(rep.nonzero_weights(state.params, masks))
+    sizes = rep.layer_sizes(masks)
+    prunable = sum(sizes.values())
+
+    def finished(i: int, sparsity: float, seed: int) -> Run:
+        count = sum(int(counts[i]) for counts in nonzero.values())
+        return Run(
+            sparsity=sparsity,
+            seed=seed,
+            validation_accuracy=float(validation[i]),
+            test_accuracy=float(test[i]),
+            prunable=prunable,
+            active=sum(int(counts[i]) for counts in history[-1].values()),
+            nonzero=count,
+            realised_sparsity=1 - count / prunable,
+        )
+
+    def density_at(sparsity: float) -> DensityHistory:
+        chosen = [i for i, pair in enumerate(pairs) if pair[0] == sparsity]
+        active = {
+            path: np.array([counts[path][chosen].mean() for counts in history])
+            for path in sizes
+        }
+        return DensityHistory(
+            sparsity=sparsity,
+            overall=(np.sum(list(active.values()), axis=0) / prunable).tolist(),
+            layers={path: (active[path] / sizes[path]).tolist() for path in sizes},
+        )
+
+    return MethodResult(
+        method=name,
+        label=LABELS[name],
+        wall_seconds=time.perf_counter() - started,
+        runs=[finished(i, *pair) for i, pair in enumerate(pairs)],
+        density=[density_at(sparsity) for sparsity in sparsities],
+    )
+
+
+def compare(config: ConfigDict, workdir: Path) -> list[MethodResult]:
+    """Trains every method, prints the table and writes all results.
+
+    Args:
+        config: As in `experiments/configs/digits.py`, checked.
+        workdir: A folder that can be written to.
+
+    Returns:
+        What came out, one a method.
+    """
+    data = load_data(config)
+    results = [train_method(name, data, config) for name in config.methods]
+    title = (
+        f"Test accuracy in %, mean ± standard deviation over {len(config.seeds)} seeds "
+        "(realised sparsity in %)"
+    )
+    write_results(workdir, title, config.to_dict(), results)
+    plot_accuracy(results, workdir / "accuracy.png")
+    plot_density(results, workdir / "density.png")
+    print(f"\n{title}\n\n{table(results)}\n")
+    return results
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the comparison that the flags ask for.
+
+    Args:
+        argv: What is left of the command line when flags are parsed: its name.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"only flags are understood; got {argv[1:]}.")
+    started = time.perf_counter()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        check_config(_CONFIG.value)
+        workdir = make_workdir(str(_WORKDIR.value))
+    except ValueError as error:
+        sys.exit(str(error))
+    compare(_CONFIG.value, workdir)
+    print(f"{time.perf_counter() - started:.0f} s; all results are in {workdir}.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,90 @@
+"""VGG with batch norm for CIFAR.
+
+Simonyan and Zisserman, `Very Deep Convolutional Networks for Large-Scale Image
+Recognition <https://arxiv.org/abs/1409.1556>`_, 2014, with one classifier layer instead
+of three, as in the sparse training literature.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from experiments.models.layers import Layers, average_pool
+
+
+class VGG(nn.Module):
+    """Stages of 3 x 3 convolutions, with max pooling between them.
+
+    The first convolution is `stem`, the others are `conv_1`, `conv_2`, ...
+
+    Attributes:
+        num_classes: Number of logits.
+        stage_sizes: Convolutions of each stage.
+        widths: Channels of each stage.
+        conv_init: How convolutions are drawn; see `kernel_init`.
+        dtype: What is computed in. Parameters, statistics and logits are float32.
+        axis_name: The mapped axis over which batch statistics are averaged; None for
+            statistics of each replica's own.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[int, ...] = (2, 2, 4, 4, 4)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    conv_init: str = "fan_out"
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Gives the logits.
+
+        Args:
+            images: [batch, height, width, channels].
+            train: Whether to use statistics of the batch, and to update "batch_stats".
+
+        Returns:
+            float32[batch, num_classes].
+        """
+        layers = Layers(train, self.conv_init, self.dtype, self.axis_name)
+        x, number = images, 0
+        for stage, (width, convs) in enumerate(zip(self.widths, self.stage_sizes)):
+            if stage > 0:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            for _ in range(convs):
+                x = layers.conv(width, 3, f"conv_{number}" if number else "stem")(x)
+                x = nn.relu(layers.batch_norm(f"bn_{number}")(x))
+                number += 1
+        head = nn.Dense(
+            self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head"
+        )
+        return head(average_pool(x))
+
+
+_STAGES = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+def vgg(num_classes: int, depth: int = 19, **options: Any) -> VGG:
+    """Makes a VGG of known depth, as in GraNet's experiments.
+
+    Args:
+        num_classes: Number of logits.
+        depth: 11, 13, 16 or 19; convolutions and three classifier layers in the paper.
+        **options: Other attributes of `VGG`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If there is no such depth.
+    """
+    if depth not in _STAGES:
+        raise ValueError(f"depth must be one of {list(_STAGES)}; got {depth!r}.")
+    return VGG(num_classes, _STAGES[depth], **options)

@@ -1,0 +1,218 @@
+"""Checkpoints of everything, written in the background, checked when read.
+
+Orbax writes a checkpoint beside its place and moves it there when it is whole, so that
+a kill at any moment leaves the older ones. Each holds a checksum of its state: one that
+was damaged later is set aside with a warning, and the one before it is used.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.training.state import TrainState, checksum
+
+PyTree = Any
+
+
+class Best(NamedTuple):
+    """The evaluation with the highest validation accuracy so far.
+
+    Attributes:
+        step: Its step; -1 for none yet.
+        validation_accuracy: In [0, 1].
+        test_accuracy: Of the same weights; recorded, never used for a choice.
+    """
+
+    step: int = -1
+    validation_accuracy: float = -1.0
+    test_accuracy: float = -1.0
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: The training state, placed on devices.
+        best: The best evaluation so far.
+    """
+
+    state: TrainState
+    best: Best
+
+
+# What may change between the parts of one run: how it is run, not what it computes.
+OPERATIONAL = (
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "workers",
+    "parallel",  # the same up to the order of sums
+    "shard_state",
+)
+
+
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+        return {
+            jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves
+        }
+
+    old, new = flat(saved), flat(json.loads(json.dumps(now)))
+    return [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in OPERATIONAL
+    ]
+
+
+class Checkpointer:
+    """Saves and restores the states of one run."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        keep: int,
+        to_saved: Callable[[TrainState], PyTree],
+        from_saved: Callable[[PyTree], TrainState],
+    ) -> None:
+        """Opens the checkpoints of a run.
+
+        Args:
+            directory: Where they are, made if it is missing.
+            config: The run's configuration; those of another are refused.
+            keep: How many of the newest to keep.
+            to_saved: Gives the form of the state that is saved: NumPy arrays, the same
+                on every process, or arrays over all processes' devices.
+            from_saved: Places a restored state of that form on devices.
+        """
+        self._directory = directory
+        self._config = config
+        self._to_saved = to_saved
+        self._from_saved = from_saved
+        self._checksum = jax.jit(checksum)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, state: TrainState, best: Best) -> None:
+        """Starts to save a state; it may be changed or donated right after.
+
+        Args:
+            state: The training state.
+            best: The best evaluation so far.
+
+        Raises:
+            ValueError: If it could not be written, such as when the disk is full; older
+                checkpoints stand.
+        """
+        saved = self._to_saved(state)
+        notes = {
+            "best": best._asdict(),
+            "config": dict(self._config),
+            "checksum": np.asarray(self._checksum(saved)).tolist(),
+        }
+        self._guard(
+            lambda: self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(saved), notes=ocp.args.JsonSave(notes)
+                ),
+            )
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            ValueError: If it could not be written.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def _guard(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (OSError, ValueError, RuntimeError) as error:
+            last = self._manager.latest_step()
+            stands = "none stands" if last is None else f"the one of step {last} stands"
+            raise ValueError(
+                f"a checkpoint could not be written to {self._directory}: {error}; "
+                f"{stands}."
+            ) from error
+
+    def restore(self, template: TrainState) -> Restored | None:
+        """Restores the newest checkpoint that is whole.
+
+        Args:
+            template: A state of this run, for its structure, shapes and sharding.
+
+        Returns:
+            What it holds; None if there is none.
+
+        Raises:
+            ValueError: If the checkpoints are of another experiment; says what differs.
+        """
+        abstract = jax.tree.map(_abstract, self._to_saved(template))
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved, notes = self._read(step, abstract)
+            except _AnotherExperiment as error:
+                raise ValueError(str(error)) from None
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                logging.warning(
+                    "Step %d's checkpoint is damaged (%s); the one before is used.",
+                    step,
+                    str(error).split("\n")[0][:200],
+                )
+                self._set_aside(step)
+                continue
+            return Restored(self._from_saved(saved), Best(**notes["best"]))
+        return None
+
+    def _read(self, step: int, abstract: PyTree) -> tuple[PyTree, Mapping[str, Any]]:
+        notes = self._manager.restore(
+            step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+        )["notes"]
+        differences = _differences(notes["config"], self._config)
+        if differences:
+            raise _AnotherExperiment(
+                f"workdir holds another experiment's checkpoint, {self._directory}: "
+                f"{'; '.join(differences)}; use another workdir, or the same config."
+            )
+        saved = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )["state"]
+        if np.asarray(self._checksum(saved)).tolist() != notes["checksum"]:
+            raise OSError("its checksum does not match")
+        return saved, notes
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            for number in range(1000):
+                aside = self._directory / f"damaged-{step}-{number}"
+                if not aside.exists():
+                    (self._directory / str(step)).rename(aside)
+                    break
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for what is being written and closes."""
+        self.wait()
+        self._manager.close()
+
+
+class _AnotherExperiment(Exception):
+    """The checkpoint's configuration is not this run's."""
+
+
+def _abstract(leaf: Any) -> Any:
+    # A NumPy template gives NumPy back, whatever devices saved it.
+    if isinstance(leaf, np.ndarray):
+        return np.zeros(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

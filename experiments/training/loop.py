@@ -1,0 +1,363 @@
+"""The training loop: from a configuration to a trained network and its record."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+import sparsejax as sj
+from experiments.input.datasets import Dataset, load_dataset
+from experiments.models import create_model
+from experiments.record.environment import write_run_header
+from experiments.record.files import write_atomically
+from experiments.record.metrics import MetricWriter
+from experiments.record.progress import Progress
+from experiments.record.report import write_report
+from experiments.training.checkpoint import Best, Checkpointer
+from experiments.training.feed import Feed, evaluation_chunks, make_feed
+from experiments.training.optimizer import learning_rate, make_optimizer
+from experiments.training.parallel import AXIS, Parallel, make_parallel
+from experiments.training.plan import Plan, chunk_sizes, plan_run
+from experiments.training.preemption import Preempted, PreemptionWatch
+from experiments.training.sparse import sparse_optimizer
+from experiments.training.state import TrainState, checksum, create_state
+from experiments.training.steps import EvalStep, make_eval_step, make_train_step
+from sparsejax.trees import leaves_with_paths, mask_leaves
+
+PyTree = Any
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        state: The last state, as it is saved.
+        test_accuracy: Of the last step, in [0, 1].
+        best: The step of the highest validation accuracy, and its accuracies.
+    """
+
+    state: TrainState
+    test_accuracy: float
+    best: Best
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    config: ConfigDict
+    plan: Plan
+    dataset: Dataset
+    parallel: Parallel
+    feed: Feed
+    image_size: int
+    train: Any
+    evaluate: Any
+    schedule: Any
+    layer_counts: Any
+
+
+def _over_steps(step: Any, fetch: Any) -> Any:
+    """Makes a step take a chunk of batches; a chunk of one is not scanned."""
+
+    def run(
+        state: TrainState, data: PyTree, chunk: PyTree
+    ) -> tuple[TrainState, PyTree]:
+        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+            return step(state, fetch(data, item))
+
+        if len(jax.tree.leaves(chunk)[0]) > 1:
+            return jax.lax.scan(one, state, chunk)
+        state, metrics = one(state, jax.tree.map(lambda x: x[0], chunk))
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return run
+
+
+def _of_chunk(eval_step: EvalStep, feed: Feed) -> Any:
+    """Makes a function of a chunk of one batch of an evaluation step."""
+
+    def run(state: TrainState, data: PyTree, chunk: PyTree) -> PyTree:
+        batch = jax.tree.map(lambda x: x[0], chunk)
+        return eval_step(state, batch | {"image": feed.normalise(batch["image"])})
+
+    return run
+
+
+def _with_figures(train_step: Any) -> Any:
+    """Adds the topology's figures to a step's metrics."""
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
+        state, metrics = train_step(state, batch)
+        for name in sj.TopologyFigures._fields:
+            metrics[name] = optax.tree.get(state.opt_state, name)
+        return state, metrics
+
+    return step
+
+
+def _prepare(config: ConfigDict) -> tuple[_Run, TrainState]:
+    """Checks everything that can be checked before anything is compiled for long."""
+    dataset = load_dataset(
+        config.dataset, config.data_dir, config.validation_examples, config.seed
+    )
+    plan = plan_run(config, dataset)
+    per_device = AXIS if config.sync_batch_norm and config.parallel == "pmap" else None
+    model = create_model(
+        config.model,
+        dataset.num_classes,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=per_device,
+        **config.model_options,
+    )
+    schedule = learning_rate(config, plan.total_steps, plan.epoch_steps)
+    tx = sparse_optimizer(
+        config.method,
+        make_optimizer(config, schedule),
+        config,
+        plan.total_steps,
+        sparsity=config.sparsity,
+        seed=config.seed,
+    )
+    side = config.image_size or dataset.image_shape[0]
+
+    def create() -> TrainState:
+        shape = (side, side, dataset.image_shape[-1])
+        return create_state(model, tx, shape, config.seed)
+
+    parallel = make_parallel(
+        config.parallel, jax.eval_shape(create), config.shard_state
+    )
+    feed = make_feed(config, dataset, plan.epoch_steps, parallel)
+    train_step = make_train_step(
+        model,
+        tx,
+        label_smoothing=config.label_smoothing,
+        accumulation=config.accumulation,
+        axis_name=parallel.axis_name,
+    )
+    eval_step = make_eval_step(model, axis_name=parallel.axis_name)
+    run = _Run(
+        config=config,
+        plan=plan,
+        dataset=dataset,
+        parallel=parallel,
+        feed=feed,
+        image_size=side,
+        train=parallel.train(_over_steps(_with_figures(train_step), feed.fetch)),
+        evaluate=parallel.evaluate(_of_chunk(eval_step, feed)),
+        schedule=schedule,
+        layer_counts=jax.jit(
+            lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
+        ),
+    )
+    return run, parallel.put_state(create())
+
+
+def _accuracy(run: _Run, state: TrainState, split: Any) -> dict[str, float]:
+    """Evaluates a split: mean loss and accuracy over its examples."""
+    sums = [
+        run.evaluate(state, (), chunk)
+        for chunk in evaluation_chunks(run.config, split, run.image_size, run.parallel)
+    ]
+    total = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(sums))
+    return {name: total[name] / total["count"] for name in ("loss", "accuracy")}
+
+
+def _check_same_masks(state: TrainState, step: int) -> None:
+    """Refuses to go on when processes have come to different masks."""
+    if jax.process_count() == 1:
+        return
+    masks = sj.get_masks(state.opt_state)
+    mine = np.asarray(jax.jit(checksum)(masks))
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    if not (everyone == everyone[:1]).all():
+        raise RuntimeError(f"masks differ between processes at step {step}.")
+
+
+def _layer_table(run: _Run, state: TrainState) -> list[dict[str, Any]]:
+    """Lists the leaves; every process computes it, as masks may be spread over them."""
+    active = mask_leaves(jax.device_get(run.layer_counts(state.opt_state)))
+    return [
+        {
+            "path": path,
+            "shape": list(leaf.shape),
+            "weights": int(leaf.size),
+            "active": int(active[path]) if path in active else None,
+        }
+        for path, leaf in leaves_with_paths(state.params)
+    ]
+
+
+class _Recorder:
+    """Gathers metrics on the devices and writes them down now and then."""
+
+    def __init__(
+        self, run: _Run, writer: MetricWriter, progress: Progress, state: TrainState
+    ) -> None:
+        self._run, self._writer, self._progress = run, writer, progress
+        self._waiting: list[PyTree] = []
+        self._events = _events(state)
+
+    def add(self, step: int, metrics: PyTree) -> None:
+        """Takes the metrics of a chunk that ends at a step, without waiting for it."""
+        self._waiting.append(metrics)
+        self._progress.update(step)
+
+    def write(self, step: int, state: TrainState) -> None:
+        """Writes down what has come since the last time, up to a step."""
+        if not self._waiting:
+            return
+        chunks = jax.device_get(self._waiting)
+        self._waiting = []
+        columns = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
+        first = step - len(columns["loss"]) + 1
+        events = columns["updates"] + columns["skipped"]
+        new = np.flatnonzero(np.diff(events, prepend=self._events))
+        self._events = int(events[-1])
+        for i in new:  # topology updates, made or left out
+            figures = {name: columns[name][i] for name in sj.TopologyFigures._fields}
+            self._writer.write(first + int(i), figures, "topology")
+        if new.size:
+            _check_same_masks(state, step)
+        means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
+        rate = float(self._run.schedule(step - 1))
+        self._writer.write(step, means | {"learning_rate": rate}, "train")
+        self._progress.update(step, means)
+
+    def write_layers(self, step: int, state: TrainState) -> None:
+        """Writes the density of each layer."""
+        named = {
+            f"density/{layer['path']}": layer["active"] / layer["weights"]
+            for layer in _layer_table(self._run, state)
+            if layer["active"] is not None
+        }
+        self._writer.write(step, named, "topology")
+
+
+def _events(state: TrainState) -> int:
+    """Counts the topology updates so far, made or left out."""
+    figures = jax.device_get(optax.tree.get(state.opt_state, "figures"))
+    return int(figures.updates + figures.skipped)
+
+
+def _evaluate(
+    run: _Run, state: TrainState, best: Best, writer: MetricWriter, step: int
+) -> Best:
+    """Evaluates on the validation split; on the test split where that is a new best.
+
+    The test accuracy is recorded for the step that validation has chosen; it chooses
+    nothing itself.
+    """
+    if not len(run.dataset.validation):
+        return best
+    validation = _accuracy(run, state, run.dataset.validation)
+    writer.write(step, validation, "validation")
+    if validation["accuracy"] <= best.validation_accuracy:
+        return best
+    test = _accuracy(run, state, run.dataset.test)
+    writer.write(step, test, "test")
+    return Best(step, validation["accuracy"], test["accuracy"])
+
+
+def _check_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"workdir must be a directory to write to; got {workdir}: {error}."
+        ) from None
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
+    """Trains from the newest checkpoint, or from scratch, to the end of the run.
+
+    Args:
+        config: The experiment; see `experiments.configs.common.base_config`.
+        workdir: Where its record and its checkpoints are.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: If something in the configuration, the data or the workdir does not
+            fit, in one sentence and before the step is compiled; or if a checkpoint
+            cannot be written.
+        Preempted: If it was asked to stop; its state is saved.
+    """
+    workdir = Path(workdir)
+    main = jax.process_index() == 0
+    _check_writable(workdir)
+    run, state = _prepare(config)
+    plain = json.loads(config.to_json_best_effort())
+    checkpoints = Checkpointer(
+        workdir / "checkpoints",
+        plain,
+        keep=config.keep_checkpoints,
+        to_saved=run.parallel.to_saved,
+        from_saved=run.parallel.put_state,
+    )
+    restored = checkpoints.restore(state)
+    state, best = (state, Best()) if restored is None else restored
+    start = step = int(state.step)
+    if main:
+        write_run_header(workdir, plain | {"total_steps": run.plan.total_steps})
+    watch = PreemptionWatch()
+    with (
+        contextlib.ExitStack() as stack,
+        MetricWriter(workdir, active=main) as writer,
+        Progress(
+            run.plan.total_steps,
+            examples_per_step=config.batch_size,
+            initial_step=start,
+            description=config.method,
+            active=main,
+        ) as progress,
+    ):
+        writer.truncate_after(start if restored else -1)
+        recorder = _Recorder(run, writer, progress, state)
+        sizes = list(chunk_sizes(start, run.plan, config, run.feed.most))
+        chunks = stack.enter_context(contextlib.closing(run.feed.chunks(start, sizes)))
+        for size, chunk in zip(sizes, chunks):
+            state, metrics = run.train(state, run.feed.data, chunk)
+            step += size
+            recorder.add(step, metrics)
+            last = step == run.plan.total_steps
+            stop = watch.should_stop(step) and not last
+            evaluate = last or step % run.plan.eval_every == 0
+            save = last or stop or step % config.checkpoint_every_steps == 0
+            if evaluate or save or step % config.log_every_steps == 0:
+                recorder.write(step, state)
+            if evaluate:
+                recorder.write_layers(step, state)
+                best = _evaluate(run, state, best, writer, step)
+            if last:  # before the last checkpoint: a kill must not lose it
+                test = _accuracy(run, state, run.dataset.test)
+                writer.write(step, test, "test")
+            if save:
+                writer.flush()
+                checkpoints.save(state, best)
+            if stop:
+                checkpoints.close()
+                raise Preempted(f"stopped at step {step}; run the command again.")
+        if not sizes:  # resumed at its end
+            test = _accuracy(run, state, run.dataset.test)
+    checkpoints.close()
+    watch.close()
+    saved = run.parallel.to_saved(state)
+    layers = _layer_table(run, state)
+    if main:
+        write_atomically(workdir / "layers.json", json.dumps(layers, indent=1) + "\n")
+        write_report(workdir)
+    return Outcome(state=saved, test_accuracy=test["accuracy"], best=best)

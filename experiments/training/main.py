@@ -1,0 +1,81 @@
+"""The command line that `experiments.cifar` and `experiments.imagenet` share."""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.training.distributed import join_processes
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The experiment: FILE.py:method=granet,sparsity=0.95",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's record goes.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
+_VERBOSE = flags.DEFINE_integer("verbose", 0, "1 logs what libraries do too.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this one.")
+
+
+def _refusal(message: str) -> int:
+    """Says why in one sentence; returns the exit code for it."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    """Parses flags; a mistake gives one sentence instead of a traceback."""
+    try:
+        return flags.FLAGS(list(arguments))
+    except (AttributeError, KeyError, ValueError, OSError, flags.Error) as error:
+        text = str(error).strip('"').split("\n")[0]
+        unknown = re.search(r"'(\w+)'", text)
+        near: list[str] = []
+        if unknown and isinstance(error, (AttributeError, KeyError)):
+            known = _CONFIG.value.keys() if _CONFIG.present else []
+            near = difflib.get_close_matches(unknown.group(1), list(known), 1)
+            text = f"config has no key {unknown.group(1)!r}"
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SystemExit(_refusal(f"{text}{hint}")) from None
+
+
+def _main(arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+        raise SystemExit(_refusal(f"there are no arguments; got {arguments[1:]}."))
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if config is None or workdir is None:
+        raise SystemExit(_refusal("--config=FILE and --workdir=DIR must be given."))
+    if _VERBOSE.value == 0:  # Orbax tells of every file at level INFO
+        logging.set_verbosity(logging.WARNING)
+    join_processes(
+        _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    )
+    # Imported late: JAX must not look for devices before the processes have joined.
+    from experiments.training.loop import train_and_evaluate
+    from experiments.training.preemption import EXIT_PREEMPTED, Preempted
+
+    try:
+        train_and_evaluate(config, workdir)
+    except Preempted as preempted:
+        logging.warning("%s", preempted)
+        raise SystemExit(EXIT_PREEMPTED) from None
+    except ValueError as error:
+        if _VERBOSE.value:
+            raise
+        raise SystemExit(_refusal(str(error))) from None
+
+
+def run() -> None:
+    """Runs the experiment that the command line names.
+
+    Exits with 0 at the end of the run, 75 when it was asked to stop and has saved its
+    state, 2 with one sentence when an argument or the configuration is refused.
+    """
+    app.run(_main, flags_parser=_parse)

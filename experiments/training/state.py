@@ -1,0 +1,87 @@
+"""What training changes, and how it is first made."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import sparsejax as sj
+
+PyTree = Any
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and changes.
+
+    Attributes:
+        step: int32 scalar, steps taken; also the position in the input, which is a pure
+            function of the seed and the step.
+        params: The weights.
+        batch_stats: Running statistics of batch norm; empty where there are none.
+        opt_state: The optimizer's state, with masks and the key of random growth.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    seed: int,
+) -> TrainState:
+    """Draws the first weights and masks them.
+
+    Args:
+        model: Maps images to logits.
+        tx: The optimizer, with `sparsejax.sparsify` in it.
+        image_shape: (height, width, channels).
+        seed: Seed of the weights.
+
+    Returns:
+        The state at step 0, with exact zeros where masks are False.
+    """
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+
+    def init() -> TrainState:
+        variables = model.init(jax.random.key(seed), images, train=False)
+        params, opt_state = sj.init_sparse(tx, variables["params"])
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=opt_state,
+        )
+
+    return jax.jit(init)()
+
+
+def checksum(tree: PyTree) -> jax.Array:
+    """Sums up the bits of each leaf in a number that no sharding changes.
+
+    Args:
+        tree: Arrays of any dtypes.
+
+    Returns:
+        uint32[leaves]; a changed entry changes its leaf's number.
+    """
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned[leaf.dtype.itemsize])
+        position = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis in range(leaf.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            position = position * jnp.uint32(leaf.shape[axis]) + index
+        # An odd factor for each position: what sums to the same must be the same.
+        weighted = bits.astype(jnp.uint32) * (2 * position + 1)
+        return jnp.sum(weighted, dtype=jnp.uint32)
+
+    return jnp.stack([of_leaf(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)])

@@ -1,0 +1,288 @@
+"""The digits comparison, end to end and piece by piece."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from experiments.comparison import replicas as rep
+from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
+from experiments.comparison.methods import LABELS, first_sparsity, make_transform
+from experiments.comparison.results import DensityHistory, MethodResult, Run, table
+from experiments.configs.digits import get_config
+from experiments.digits import check_config, make_workdir
+from experiments.input.digits import load_split
+from experiments.models.digits_cnn import DigitsCNN, matmul_conv
+
+ROOT = Path(__file__).parent.parent
+SPARSITIES, SEEDS = (0.9, 0.98), (0, 3)
+PRUNABLE = 27_408
+
+
+def start(workdir, *flags):
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.digits",
+        "--config=experiments/configs/digits.py",
+        f"--workdir={workdir}",
+        "--config.epochs=3",
+        f"--config.sparsities={SPARSITIES}",
+        f"--config.seeds={SEEDS}",
+        "--config.update_interval_steps=8",
+        *flags,
+    ]
+    # What compiles faster here trains slower, which a few steps do not mind.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | quick,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """The whole comparison, and beside it a part of it once more."""
+    first, second = (tmp_path_factory.mktemp(name) for name in ("all", "part"))
+    processes = [
+        start(first),
+        start(second, "--config.methods=('set',)"),
+    ]
+    outputs = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors
+    return first, second, outputs[0][0]
+
+
+def load(workdir):
+    content = json.loads((workdir / "results.json").read_text())
+    return content, {method["method"]: method for method in content["methods"]}
+
+
+def test_writes_every_result(two_runs):
+    workdir, _, printed = two_runs
+    content, methods = load(workdir)
+    assert list(methods) == list(LABELS)
+    assert content["config"]["seeds"] == list(SEEDS)
+    assert content["environment"]["jax"] == jax.__version__
+    for name in ("accuracy.png", "density.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    written = (workdir / "results.md").read_text()
+    assert written in printed
+    for method in methods.values():
+        assert method["wall_seconds"] > 0
+        row = re.search(rf"^\| {re.escape(method['label'])} .*", written, re.MULTILINE)
+        mean = 100 * np.mean([run["test_accuracy"] for run in method["runs"][:2]])
+        assert f"| {mean:.1f} ± " in row[0]
+
+
+def test_sparsity_is_exact_for_every_method(two_runs):
+    _, methods = load(two_runs[0])
+    for name, method in methods.items():
+        wanted = [(s, i) for s in SPARSITIES for i in SEEDS]
+        if name == "dense":
+            wanted = [(0.0, i) for i in SEEDS]
+        assert [(run["sparsity"], run["seed"]) for run in method["runs"]] == wanted
+        for run in method["runs"]:
+            assert run["prunable"] == PRUNABLE
+            assert run["active"] == round((1 - run["sparsity"]) * PRUNABLE)
+            # Weights that have grown and had no gradient since are 0 as well.
+            assert 0.5 * run["active"] < run["nonzero"] <= run["active"]
+            if name in ("dense", "static", "gmp"):
+                assert run["nonzero"] == run["active"]
+            assert run["realised_sparsity"] == 1 - run["nonzero"] / PRUNABLE
+
+
+def test_density_history_starts_and_ends_where_the_method_does(two_runs):
+    _, methods = load(two_runs[0])
+    config = get_config()
+    for name, method in methods.items():
+        for history in method["density"]:
+            first = first_sparsity(name, history["sparsity"], config)
+            assert len(history["overall"]) == 4
+            assert history["overall"][0] == pytest.approx(1 - first, abs=1e-4)
+            assert history["overall"][-1] == pytest.approx(
+                1 - history["sparsity"], abs=1e-4
+            )
+            assert len(history["layers"]) == 5
+
+
+def test_dense_learns(two_runs):
+    _, methods = load(two_runs[0])
+    for run in methods["dense"]["runs"]:
+        assert run["test_accuracy"] > 0.8 and run["validation_accuracy"] > 0.8
+
+
+def test_same_seed_same_result(two_runs):
+    (_, whole), (_, part) = load(two_runs[0]), load(two_runs[1])
+    assert list(part) == ["set"]
+    for key in ("runs", "density"):
+        assert part["set"][key] == whole["set"][key]
+    first, second = part["set"]["runs"][:2]
+    assert first | {"seed": None} != second | {"seed": None}
+
+
+def test_topology_updates_stay_behind_a_branch():
+    """A batched step counter would make the transform compute them at every step."""
+    config, data, model = get_config(), load_split(0.2, 0.3, 0), DigitsCNN()
+    transform = make_transform("rigl", optax.sgd(0.1), config, 1000)
+    runs = []
+    for seed in (0, 1):
+        params = model.init(jax.random.key(seed), data.train.images[:1])
+        masks = sj.dense_masks(params)
+        runs.append((rep.Replica(jnp.int32(seed), jnp.float32(0.9), masks), params))
+    replicas, state = rep.stack_replicas(transform, runs)
+    assert state.opt_state.step.shape == ()
+    order = rep.batch_order((0, 1), 0, 128, 64)
+    train_epoch = rep.compile_epoch(model, transform)
+    jaxpr = str(jax.make_jaxpr(train_epoch)(replicas, state, order, *data.train))
+    assert jaxpr.count("cond[") == 1
+
+
+def test_order_visits_an_example_once_and_differs_by_seed_and_epoch():
+    order = rep.batch_order((0, 1), 0, 10, 3)
+    assert order.shape == (2, 3, 3)
+    assert all(len(set(each.ravel())) == 9 for each in order)
+    assert (order[0] != order[1]).any()
+    assert (order != rep.batch_order((0, 1), 1, 10, 3)).any()
+    np.testing.assert_array_equal(order[1:], rep.batch_order((1,), 0, 10, 3))
+
+
+def test_split_is_disjoint_stratified_and_repeatable():
+    split = load_split(0.2, 0.3, 7)
+    assert [len(part.labels) for part in split] == [899, 359, 539]
+    everything = np.concatenate([part.images for part in split]).reshape(1797, -1)
+    assert len(np.unique(everything, axis=0)) == 1797
+    for part in split:
+        share = np.bincount(part.labels) / len(part.labels)
+        assert np.ptp(share) < 0.02
+    for part, again in zip(split, load_split(0.2, 0.3, 7)):
+        np.testing.assert_array_equal(part.images, again.images)
+    assert (split.test.images != load_split(0.2, 0.3, 8).test.images).any()
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("window", [(3, 3), (2, 2), (1, 2)])
+def test_matmul_conv_equals_the_convolution(padding, strides, window):
+    keys = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(keys[0], (2, 7, 8, 3))
+    kernel = jax.random.normal(keys[1], (*window, 3, 4))
+
+    def by_convolution(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def by_matmul(images, kernel):
+        return matmul_conv(images, kernel, strides, padding)
+
+    expected, back = jax.vjp(by_convolution, images, kernel)
+    got, back_too = jax.vjp(by_matmul, images, kernel)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(got, expected, **close)
+    cotangent = jnp.cos(jnp.arange(expected.size)).reshape(expected.shape)
+    for mine, theirs in zip(back_too(cotangent), back(cotangent)):
+        np.testing.assert_allclose(mine, theirs, **close)
+
+
+def test_matmul_conv_refuses_what_it_does_not_do():
+    images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((2, 2, 1, 2))
+    with pytest.raises(ValueError, match="feature_group_count=2"):
+        matmul_conv(images, kernel, (1, 1), "SAME", feature_group_count=2)
+
+
+def some_results():
+    def run(sparsity, seed, test):
+        return Run(sparsity, seed, 0.5, test, 100, 100, 100, sparsity)
+
+    def result(name, *runs):
+        history = [DensityHistory(s, [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)]
+        return MethodResult(name, LABELS[name], 1.0, runs, history)
+
+    return [
+        # No error at all, where its logarithm has no value.
+        result("dense", run(0.0, 0, 1.0), run(0.0, 1, 1.0)),
+        result("set", *(run(s, i, s - 0.1 * i) for s in (0.9, 0.95) for i in (0, 1))),
+    ]
+
+
+def test_table():
+    assert table(some_results()) == (
+        "| Method | 0 % sparse         | 90 % sparse        | 95 % sparse        |\n"
+        "|--------|--------------------|--------------------|--------------------|\n"
+        "| Dense  | 100.0 ± 0.0 (0.00) |                    |                    |\n"
+        "| SET    |                    | 85.0 ± 7.1 (90.00) | 90.0 ± 7.1 (95.00) |"
+    )
+
+
+def test_figures_of_any_results(tmp_path):
+    assert LOOKS.keys() == LABELS.keys()
+    for results in (some_results(), some_results()[:1], some_results()[1:]):
+        for plot in (plot_accuracy, plot_density):
+            plot(results, tmp_path / "figure.png")
+            assert (tmp_path / "figure.png").stat().st_size > 1000
+            (tmp_path / "figure.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("methods", ("dense", "snip")),
+        ("methods", ()),
+        ("sparsities", (0.9, 1.0)),
+        ("seeds", (1,)),
+        ("seeds", (1, 1)),
+        ("split_seed", -1),
+        ("test_share", 0.0),
+        ("epochs", 0),
+        ("batch_size", 2000),
+        ("learning_rate", 0.0),
+        ("momentum", 1.0),
+        ("weight_decay", -1.0),
+        ("update_interval_steps", 10_000),
+        ("pruning_share", 1.0),
+        ("distribution", "random"),
+        ("granet_st_initial_sparsity", 0.95),
+    ],
+)
+def test_config_is_checked(field, value):
+    config = get_config()
+    check_config(config)
+    config[field] = value
+    with pytest.raises(ValueError, match=rf"config\.{field} must be .*; got "):
+        check_config(config)
+
+
+def test_prune_rates_are_checked():
+    config = get_config()
+    config.prune_rate.rigl = 0.0
+    with pytest.raises(ValueError, match=r"prune_rate\.rigl must be in \(0, 1\)"):
+        check_config(config)
+
+
+def test_workdir_that_cannot_be_written_to_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--workdir must be a folder .*; got "):
+        make_workdir(str(tmp_path / "file" / "inside"))
+    process = start(tmp_path / "file")
+    printed, errors = process.communicate()
+    assert process.returncode == 1
+    assert printed == "" and len(errors.splitlines()) == 1

@@ -1,0 +1,619 @@
+"""The input side: the two paths see the same epochs, whatever the processes or workers.
+
+Data sets are made small here: TFDS records, image files and arrays of noise, in which
+no two images are alike.
+"""
+
+import io
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.input import augment, device, host
+from experiments.input.datasets import (
+    ArraySplit,
+    FileSplit,
+    RecordSplit,
+    Subset,
+    load_dataset,
+)
+from experiments.input.plan import epoch_plan, host_plan, steps_per_epoch
+
+EXAMPLES = 37
+BATCH = 8
+STEPS = 4  # an epoch: 37 // 8
+PAD = 2
+SEED = 3
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def encoded(image: np.ndarray, form: str) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, form)
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.fixture(scope="module")
+def arrays() -> ArraySplit:
+    return ArraySplit(noise(EXAMPLES, 10, 8, 3), np.arange(EXAMPLES, dtype=np.int32))
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory) -> str:
+    """A directory with a small cifar10 and a small imagenet2012, as array_record."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    data_dir = str(tmp_path_factory.mktemp("tfds"))
+
+    def prepare(name: str, version: str, classes: int, counts: dict[str, int]) -> None:
+        class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            VERSION = tfds.core.Version(version)
+
+            def _info(self):
+                image = tfds.features.Image(shape=(None, None, 3))
+                label = tfds.features.ClassLabel(num_classes=classes)
+                features = tfds.features.FeaturesDict({"image": image, "label": label})
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {s: self._generate_examples(n) for s, n in counts.items()}
+
+            def _generate_examples(self, count):
+                for i in range(count):
+                    tall = 32 if name == "cifar10" else 40 + i
+                    image = encoded(noise(tall, 32, 3, seed=i), "PNG")
+                    yield i, {"image": image, "label": i % classes}
+
+        Tiny.name, Tiny.pkg_dir_path = name, None
+        builder = Tiny(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+
+    prepare("cifar10", "3.0.2", 10, {"train": 40, "test": 12})
+    prepare("imagenet2012", "5.1.0", 1000, {"train": 20, "validation": 9})
+    return data_dir
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for split, count in (("train", 6), ("val", 2)):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = noise(12, 12, 3, seed=100 * number + i)
+                path = tmp_path / split / name / f"{i}.png"
+                path.write_bytes(encoded(image, "PNG").getvalue())
+    return tmp_path
+
+
+def first(batches: Iterator, count: int) -> list[dict[str, np.ndarray]]:
+    """Takes copies, as a worker's arrays live in memory that it uses again."""
+    taken = [
+        {name: np.array(array) for name, array in batch.items()}
+        for batch in itertools.islice(batches, count)
+    ]
+    batches.close()
+    return taken
+
+
+def assert_same(left: list[dict], right: list[dict]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def train(split, count: int, **changed) -> list[dict[str, np.ndarray]]:
+    settings = {"seed": SEED, "batch_size": BATCH, "augment": "cifar", "pad": PAD}
+    return first(host.train_batches(split, **{**settings, **changed}), count)
+
+
+def joined(parts: list[list[dict]]) -> list[dict]:
+    """Puts the parts of several processes together, batch by batch."""
+    return [
+        {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        for batch in zip(*parts)
+    ]
+
+
+# The plan.
+
+
+def test_plan_is_pinned():
+    """A change of these numbers, in a new JAX say, breaks resuming older runs."""
+    plan = epoch_plan(0, 0, 10, 4)
+    assert plan.order.tolist() == ORDER
+    assert plan.crop.tolist() == CROP
+    assert plan.flip.tolist() == FLIP
+    assert plan.order.dtype == plan.crop.dtype == jnp.int32
+
+
+ORDER = [6, 8, 4, 2, 0, 3, 5, 9, 7, 1]
+CROP = [[4, 1], [4, 5], [0, 1], [6, 6], [8, 8], [7, 8], [0, 5], [0, 4], [5, 7], [5, 5]]
+FLIP = [False, False, True, True, True, True, True, True, False, False]
+
+
+def test_plan_with_a_traced_seed_and_epoch_is_the_same():
+    jitted = jax.jit(epoch_plan, static_argnums=(2, 3))
+    for seed, epoch in ((0, 0), (1, 0), (0, 7)):
+        traced = jitted(jnp.int32(seed), jnp.int32(epoch), 10, 4)
+        for plan in (traced, epoch_plan(seed, epoch, 10, 4)):
+            expected = host_plan(seed, epoch, 10, 4)
+            jax.tree.map(np.testing.assert_array_equal, tuple(plan), tuple(expected))
+
+
+def test_plan_draws_every_shift_and_both_sides_alike():
+    plan = host_plan(0, 0, 30_000, 1)
+    assert sorted(plan.order) == list(range(30_000))
+    assert np.abs(np.mean(plan.flip) - 0.5) < 0.02
+    shifts = np.bincount(3 * plan.crop[:, 0] + plan.crop[:, 1], minlength=9)
+    np.testing.assert_allclose(shifts / 30_000, 1 / 9, atol=0.01)
+
+
+def test_plans_of_other_epochs_and_seeds_differ():
+    orders = {tuple(host_plan(s, e, 30, 0).order) for s in range(3) for e in range(3)}
+    assert len(orders) == 9
+
+
+def test_steps_per_epoch():
+    assert steps_per_epoch(37, 8) == 4
+    assert steps_per_epoch(8, 8) == 1
+    for batch_size in (0, 38):
+        with pytest.raises(ValueError, match="batch_size must be from 1 to the 37"):
+            steps_per_epoch(37, batch_size)
+
+
+# Augmentation.
+
+
+@pytest.mark.parametrize("mode", ["reflect", "zero", "none"])
+@pytest.mark.parametrize("pad", [0, 1, 6])
+def test_pad_crop_flip_is_the_same_on_host_and_device(mode, pad):
+    images = noise(40, 9, 7, 2)
+    rng = np.random.default_rng(1)
+    crop = rng.integers(0, 2 * pad + 1, (40, 2), np.int32)
+    flip = rng.integers(0, 2, 40).astype(bool)
+    on_host = augment.pad_crop_flip(images, crop, flip, pad, mode)
+    on_device = jax.jit(augment.pad_crop_flip_on_device, static_argnums=(3, 4))
+    result = on_device(images, crop, flip, pad, mode)
+    assert result.dtype == on_host.dtype == np.uint8
+    np.testing.assert_array_equal(on_host, result)
+
+
+def test_pad_crop_flip_does_what_it_says():
+    image = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1) + 1
+
+    def shifted(row, column, flip, mode):
+        at, mirror = np.array([[row, column]]), np.array([flip])
+        return augment.pad_crop_flip(image, at, mirror, 1, mode)[0, :, :, 0].tolist()
+
+    assert shifted(1, 1, False, "zero") == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert shifted(1, 1, True, "zero") == [[3, 2, 1], [6, 5, 4], [9, 8, 7]]
+    assert shifted(0, 0, False, "zero") == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
+    assert shifted(0, 0, False, "reflect") == [[5, 4, 5], [2, 1, 2], [5, 4, 5]]
+    assert shifted(2, 1, True, "zero") == [[6, 5, 4], [9, 8, 7], [0, 0, 0]]
+
+
+def test_normalise():
+    images, mean, std = noise(2, 3, 3, 2), np.float32([0.4, 0.5]), np.float32([0.2, 1])
+    result = jax.jit(augment.normalise)(images, mean, std)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, (images / 255 - mean) / std, atol=1e-5)
+
+
+def test_random_resized_crop_cuts_areas_and_shapes_of_the_given_ranges(monkeypatch):
+    cuts = []
+    monkeypatch.setattr(
+        augment, "_resize", lambda image, h, w: cuts.append(image.shape) or image
+    )
+    for seed in range(300):
+        image = np.zeros((250, 250, 3), np.uint8)
+        augment.random_resized_crop(image, 16, np.random.default_rng(seed))
+    height, width = np.array(cuts).T[:2]
+    area, ratio = height * width / 250**2, width / height
+    assert 0.07 < area.min() < 0.12 and 0.85 < area.max() <= 1
+    assert 0.73 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.36
+
+
+def test_random_resized_crop_of_a_strip_takes_its_middle():
+    image = noise(10, 1000, 3)
+    result = augment.random_resized_crop(image, 16, np.random.default_rng(0))
+    middle = Image.fromarray(image[:, 493:506]).resize((16, 16), Image.BILINEAR)
+    np.testing.assert_array_equal(result, middle)
+
+
+def test_resize_centre_crop():
+    image = noise(8, 12, 3)
+    np.testing.assert_array_equal(augment.resize_centre_crop(image, 7), image[:7, 2:9])
+    assert augment.resize_centre_crop(noise(50, 31, 3), 224).shape == (224, 224, 3)
+
+
+# The host path.
+
+
+def test_a_run_started_at_any_step_sees_what_an_uninterrupted_one_sees(arrays):
+    whole = train(arrays, 11)
+    for start in (1, STEPS, 9):
+        assert_same(train(arrays, 11 - start, start_step=start), whole[start:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_see_the_same_batches(arrays, count):
+    parts = [
+        train(arrays, 6, process_index=i, process_count=count) for i in range(count)
+    ]
+    assert parts[0][0]["image"].shape == (BATCH // count, 10, 8, 3)
+    assert_same(joined(parts), train(arrays, 6))
+
+
+def test_every_example_is_seen_once_an_epoch_but_for_the_remainder(arrays):
+    labels = np.array([batch["label"] for batch in train(arrays, 3 * STEPS)])
+    epochs = labels.reshape(3, -1)
+    for epoch in epochs:
+        assert len(set(epoch)) == STEPS * BATCH
+    assert len(set(map(tuple, epochs))) == 3
+    assert len(set(epochs.ravel())) == EXAMPLES  # what is left over is not the same
+
+
+def test_without_augmentation_images_are_as_they_are(arrays):
+    for batch in train(arrays, 5, augment="none"):
+        np.testing.assert_array_equal(batch["image"], arrays.images[batch["label"]])
+
+
+def test_augmentation_does_not_change_the_order(arrays):
+    labels = [[b["label"].tolist() for b in train(arrays, 5)]]
+    labels += [[b["label"].tolist() for b in train(arrays, 5, augment="none")]]
+    assert labels[0] == labels[1]
+
+
+def test_workers_give_the_same_batches(arrays):
+    plain = train(arrays, 6, start_step=3)
+    assert_same(train(arrays, 6, start_step=3, workers=2), plain)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_give_the_same_imagenet_batches(tfds_dir):
+    data = load_dataset("imagenet2012", tfds_dir, 4, seed=0)
+    settings = {"augment": "imagenet", "image_size": 16}
+    plain = train(data.train, 4, **settings)
+    assert plain[0]["image"].shape == (BATCH, 16, 16, 3)
+    assert_same(train(data.train, 4, **settings, workers=2), plain)
+    assert_same(train(data.train, 2, **settings, start_step=2), plain[2:])
+    parts = [
+        train(data.train, 4, **settings, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    assert_same(joined(parts), plain)
+
+
+def test_a_closed_iterator_refuses_to_go_on(arrays):
+    batches = host.train_batches(arrays, seed=0, batch_size=4)
+    next(batches)
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_sees_every_example_once(arrays, count):
+    parts = [
+        first(
+            host.eval_batches(
+                arrays, batch_size=BATCH, process_index=i, process_count=count
+            ),
+            100,
+        )
+        for i in range(count)
+    ]
+    assert [len(part) for part in parts] == [5] * count
+    batches = joined(parts)
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    label = np.concatenate([batch["label"] for batch in batches])
+    image = np.concatenate([batch["image"] for batch in batches])
+    assert weight.dtype == np.float32 and set(weight) == {0.0, 1.0}
+    assert label[weight == 1].tolist() == list(range(EXAMPLES))
+    np.testing.assert_array_equal(image[weight == 1], arrays.images)
+
+
+def test_evaluation_of_nothing_gives_nothing(arrays):
+    empty = ArraySplit(arrays.images[:0], arrays.labels[:0])
+    assert first(host.eval_batches(empty, batch_size=4, workers=2), 10) == []
+
+
+def test_evaluation_with_imagenet_cuts_the_middle(tfds_dir):
+    data = load_dataset("imagenet2012", tfds_dir, 0, seed=0)
+    settings = {"batch_size": 4, "augment": "imagenet", "image_size": 16}
+    batches = first(host.eval_batches(data.test, **settings), 10)
+    assert [batch["image"].shape for batch in batches] == [(4, 16, 16, 3)] * 3
+    assert [batch["weight"].sum() for batch in batches] == [4, 4, 1]
+    expected = augment.resize_centre_crop(data.test[5]["image"], 16)
+    np.testing.assert_array_equal(batches[1]["image"][1], expected)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"augment": "flip"}, "augment must be one of"),
+        ({"augment": "cifar", "mode": "edge"}, "mode must be one of"),
+        (
+            {"augment": "cifar", "pad": 8},
+            "pad must be from 0 to 7 for images of 10 x 8",
+        ),
+        ({"process_count": 3}, "batch_size must be a multiple of the 3 processes"),
+        ({"process_index": 1}, "process_index must be from 0 to 0; got 1"),
+        ({"batch_size": 40}, "batch_size must be from 1 to the 37 examples"),
+        ({"start_step": -1}, "start_step must not be negative"),
+        ({"workers": -1}, "workers must not be negative"),
+    ],
+)
+def test_train_batches_refuses_at_once(arrays, changed, message):
+    with pytest.raises(ValueError, match=message):
+        host.train_batches(arrays, **{"seed": 0, "batch_size": 8, **changed})
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_prefetch_places_ahead_and_keeps_the_order(depth):
+    placed, closed = [], []
+
+    class Batches:
+        def __init__(self):
+            self.items = iter(range(6))
+
+        def __iter__(self):
+            return self.items
+
+        def close(self):
+            closed.append(True)
+
+    def put(item):
+        placed.append(item)
+        return item
+
+    ahead = host.prefetch(Batches(), put, depth)
+    seen = []
+    for item in ahead:
+        seen.append(item)
+        assert len(placed) - len(seen) == min(depth, 6 - len(seen))
+    assert seen == list(range(6)) and closed == [True]
+
+
+def test_prefetch_that_is_closed_closes_what_it_reads(arrays):
+    batches = host.train_batches(arrays, seed=0, batch_size=4)
+    ahead = host.prefetch(batches, jax.device_put)
+    assert isinstance(next(ahead)["image"], jax.Array)
+    ahead.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+# The device path.
+
+
+def as_uint8(image: jax.Array) -> np.ndarray:
+    """Undoes `normalise` with mean 0 and deviation 1."""
+    return np.round(np.asarray(image) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "zero", "none"])
+def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
+    data = device.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
+
+    @jax.jit
+    def run(data, seed):
+        def step(carry, t):
+            return carry, device.batch_at(data, seed, t, BATCH, PAD, mode)
+
+        return jax.lax.scan(step, None, jnp.arange(10))[1]
+
+    on_device = run(data, jnp.int32(SEED))
+    choice = {"augment": "none"} if mode == "none" else {"mode": mode}
+    on_host = train(arrays, 10, **choice)
+    labels = np.array([batch["label"] for batch in on_host])
+    images = np.array([batch["image"] for batch in on_host])
+    np.testing.assert_array_equal(on_device["label"], labels)
+    np.testing.assert_array_equal(as_uint8(on_device["image"]), images)
+    assert on_device["image"].dtype == jnp.float32
+
+
+def test_parts_of_a_device_batch_make_up_the_whole(arrays):
+    data = device.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
+
+    @jax.jit
+    def run(data):
+        plan = epoch_plan(SEED, 1, EXAMPLES, PAD)
+        args = (data, plan, 2, BATCH, PAD, "reflect")
+        parts = [device.batch_of(*args, part=i, parts=4) for i in range(4)]
+        at = device.batch_at(data, SEED, STEPS + 2, BATCH, PAD, "reflect")
+        return device.batch_of(*args), jax.tree.map(lambda *x: jnp.stack(x), *parts), at
+
+    whole, parts, at = run(data)
+    np.testing.assert_array_equal(parts["label"].ravel(), whole["label"])
+    np.testing.assert_array_equal(
+        as_uint8(parts["image"]).reshape(whole["image"].shape), as_uint8(whole["image"])
+    )
+    np.testing.assert_array_equal(at["label"], whole["label"])
+    plan = host_plan(SEED, 1, EXAMPLES, PAD)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of parts, 3"):
+        device.batch_of(data, plan, 0, BATCH, PAD, "reflect", part=0, parts=3)
+
+
+def test_take_gathers_what_evaluation_sees(arrays):
+    mean, std = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.3, 0.4])
+    data = device.device_data(arrays, mean, std)
+    batch = device.take(data, jnp.array([5, 0, 36]))
+    assert batch["label"].tolist() == [5, 0, 36]
+    expected = (arrays.images[[5, 0, 36]] / 255 - mean) / std
+    np.testing.assert_allclose(batch["image"], expected, atol=1e-5)
+
+
+def test_device_data_refuses_a_split_on_disk():
+    with pytest.raises(ValueError, match="use the host path"):
+        device.device_data(FileSplit((), ()), np.zeros(3), np.ones(3))
+
+
+# Data sets.
+
+
+def label_and_bytes(split) -> set[tuple[int, bytes]]:
+    examples = [split[i] for i in range(len(split))]
+    return {(e["label"], e["image"].tobytes()) for e in examples}
+
+
+def test_digits():
+    data = load_dataset("digits", None, 300, seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1137, 300, 360)
+    assert data.image_shape == (8, 8, 1) and data.num_classes == 10 and data.in_memory
+    assert data.train.images.dtype == np.uint8 and data.train.images.max() == 255
+    pixels = data.train.images / 255
+    np.testing.assert_allclose(data.mean, [pixels.mean()], rtol=1e-6)
+    np.testing.assert_allclose(data.std, [pixels.std()], rtol=1e-6)
+    other = load_dataset("digits", None, 100, seed=5)
+    np.testing.assert_array_equal(data.test.images, other.test.images)
+
+
+def test_cifar10_from_records(tfds_dir):
+    data = load_dataset("cifar10", tfds_dir, 10, seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 12)
+    assert data.in_memory and data.image_shape == (32, 32, 3)
+    assert data.num_classes == 10
+    made = {(i % 10, noise(32, 32, 3, seed=i).tobytes()) for i in range(40)}
+    assert label_and_bytes(data.train) | label_and_bytes(data.validation) == made
+    assert not label_and_bytes(data.train) & label_and_bytes(data.validation)
+    np.testing.assert_allclose(data.mean, [0.4914, 0.4822, 0.4465])
+
+
+def test_imagenet_from_records(tfds_dir):
+    data = load_dataset("imagenet2012", tfds_dir, 5, seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (15, 5, 9)
+    assert not data.in_memory and data.num_classes == 1000
+    assert isinstance(data.train, Subset) and isinstance(data.test, RecordSplit)
+    made = {(i, noise(40 + i, 32, 3, seed=i).tobytes()) for i in range(20)}
+    assert label_and_bytes(data.train) | label_and_bytes(data.validation) == made
+
+
+def test_held_out_examples_depend_on_the_seed_alone(tfds_dir):
+    held_out = [
+        label_and_bytes(load_dataset("cifar10", tfds_dir, 10, seed).validation)
+        for seed in (0, 0, 1)
+    ]
+    assert held_out[0] == held_out[1] != held_out[2]
+    assert len(load_dataset("cifar10", tfds_dir, 0, seed=0).validation) == 0
+
+
+def test_npz(tmp_path):
+    path = tmp_path / "set.npz"
+    arrays = {
+        "x_train": noise(20, 6, 6, 3),
+        "y_train": np.arange(20, dtype=np.uint8) % 4,
+        "x_test": noise(5, 6, 6, 3, seed=1),
+        "y_test": np.arange(5, dtype=np.uint8) % 4,
+    }
+    np.savez(path, **arrays)
+    data = load_dataset(f"npz:{path}", None, 4, seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 5)
+    assert data.num_classes == 4 and data.in_memory
+    assert data.train.labels.dtype == np.int32
+    pixels = data.train.images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(data.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(data.std, pixels.std(0), rtol=1e-6)
+    named = load_dataset("cifar10", str(path), 4, seed=0)
+    np.testing.assert_array_equal(named.train.images, data.train.images)
+    np.testing.assert_allclose(named.mean, [0.4914, 0.4822, 0.4465])
+
+    np.savez(path, x_train=arrays["x_train"])
+    with pytest.raises(ValueError, match=r"lacks \['y_train', 'x_test', 'y_test'\]"):
+        load_dataset(f"npz:{path}", None, 0, seed=0)
+    np.savez(path, **{**arrays, "x_test": arrays["x_test"] / 255})
+    with pytest.raises(ValueError, match="must hold images as uint8"):
+        load_dataset(f"npz:{path}", None, 0, seed=0)
+
+
+def test_folder(folder):
+    data = load_dataset(f"folder:{folder}", None, 3, seed=0)
+    assert (len(data.train), len(data.validation), len(data.test)) == (9, 3, 4)
+    assert data.num_classes == 2 and data.image_shape == (12, 12, 3)
+    assert not data.in_memory
+    made = {
+        (number, noise(12, 12, 3, seed=100 * number + i).tobytes())
+        for number in (0, 1)
+        for i in range(6)
+    }
+    assert label_and_bytes(data.train) | label_and_bytes(data.validation) == made
+    pixels = np.array([data.train[i]["image"] for i in range(9)]) / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(data.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    assert train(data.train, 2)[0]["image"].shape == (BATCH, 12, 12, 3)
+
+
+def test_folder_laid_out_as_tiny_imagenet(tmp_path):
+    for number, name in enumerate(("n01", "n02")):
+        images = tmp_path / "train" / name / "images"
+        images.mkdir(parents=True)
+        (images.parent / f"{name}_boxes.txt").write_text("0\t0\t1\t1\n")
+        for i in range(3):
+            data = encoded(noise(8, 8, 3, seed=10 * number + i), "JPEG").getvalue()
+            (images / f"{name}_{i}.JPEG").write_bytes(data)
+    images = tmp_path / "val" / "images"
+    images.mkdir(parents=True)
+    (tmp_path / "test" / "images").mkdir(parents=True)
+    for i in range(2):
+        image = encoded(noise(8, 8, 3, seed=50 + i), "JPEG").getvalue()
+        (images / f"val_{i}.JPEG").write_bytes(image)
+        (tmp_path / "test" / "images" / f"test_{i}.JPEG").write_bytes(image)
+    (tmp_path / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn02\t0\t0\t7\t7\nval_1.JPEG\tn01\t0\t0\t7\t7\n"
+    )
+    data = load_dataset(f"folder:{tmp_path}", None, 0, seed=0)
+    assert (len(data.train), len(data.test), data.num_classes) == (6, 2, 2)
+    assert [data.test[i]["label"] for i in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("cifar10", r"cifar10 is not in .*tfds build cifar10 .*=array_record`"),
+        ("cifar100", "tfds build cifar100"),
+        ("imagenet2012", "--manual_dir=DIR_OF_THE_TAR_FILES"),
+        ("npz:/nowhere/set.npz", "There is no /nowhere/set.npz: write it with"),
+        ("folder:/nowhere", "mkdir -p /nowhere/train/CLASS"),
+    ],
+)
+def test_a_missing_data_set_is_refused_with_the_command(tmp_path, name, message):
+    with pytest.raises(FileNotFoundError, match=message) as refusal:
+        load_dataset(name, str(tmp_path), 0, seed=0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_records_without_random_access_are_refused(tmp_path, tfds_dir):
+    target = tmp_path / "cifar10" / "3.0.2"
+    target.mkdir(parents=True)
+    for file in (Path(tfds_dir) / "cifar10" / "3.0.2").iterdir():
+        text = file.name.endswith(".json")
+        data = file.read_bytes()
+        data = data.replace(b"array_record", b"tfrecord") if text else data
+        (target / file.name.replace("array_record", "tfrecord")).write_bytes(data)
+    with pytest.raises(FileNotFoundError, match="stored as tfrecord, which has no"):
+        load_dataset("cifar10", str(tmp_path), 0, seed=0)
+
+
+def test_other_errors_of_load_dataset(folder):
+    with pytest.raises(ValueError, match=r"dataset must be one of .* got 'mnist'"):
+        load_dataset("mnist", None, 0, seed=0)
+    for count in (-1, 1437):
+        with pytest.raises(ValueError, match="validation_examples must be from 0 to"):
+            load_dataset("digits", None, count, seed=0)
+    for path in sorted((folder / "val").rglob("*.png")):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="must hold test/CLASS"):
+        load_dataset(f"folder:{folder}", None, 0, seed=0)

@@ -1,0 +1,118 @@
+"""Several real processes on one machine train one network, by pmap and by jit."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "experiments/configs/digits_resnet.py:method=granet_st,sparsity=0.9"
+LAST = 19  # one epoch
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(workdir, cache, processes, *overrides):
+    """Runs the main in so many processes; returns what each wrote to stderr."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "NPROC": "8",  # XLA's thread pool; see docs/scaling.md
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    port = free_port()
+    started = []
+    for process in range(processes):
+        command = [sys.executable, "-m", "experiments.cifar", f"--config={CONFIG}"]
+        command += [f"--workdir={workdir}", "--config.epochs=1", *overrides]
+        if processes > 1:
+            command += [f"--coordinator=127.0.0.1:{port}", f"--process={process}"]
+            command += [f"--processes={processes}"]
+        started.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    try:
+        texts = [process.communicate(timeout=300)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, text in zip(started, texts):
+        assert process.returncode == 0, text
+    return texts
+
+
+def record(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def alone(cache, tmp_path_factory):
+    """One process by jit: batch norm sees the whole batch, as in all runs compared."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(workdir, cache, 1, "--config.parallel=jit")
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides"),
+    [
+        (2, ["--config.parallel=pmap", "--config.sync_batch_norm=True"]),
+        (2, ["--config.parallel=jit", "--config.shard_state=True"]),
+        (4, ["--config.parallel=jit"]),
+    ],
+    ids=["pmap-2", "jit-sharded-2", "jit-4"],
+)
+def test_metrics_are_those_of_one_process(cache, alone, tmp_path, processes, overrides):
+    # Masks are compared between the processes after each update, by the loop itself.
+    train(tmp_path, cache, processes, *overrides)
+    one, many = record(alone), record(tmp_path)
+    assert [(a["step"], a["kind"]) for a in one] == [
+        (a["step"], a["kind"]) for a in many
+    ]
+    for a, b in zip(one, many):
+        for name in ("active", "updates", "skipped"):
+            assert a.get(name) == b.get(name)
+    # Sums in another order part the runs slowly: the first steps are close to rounding.
+    first, other = (next(x for x in r if x["kind"] == "train") for r in (one, many))
+    np.testing.assert_allclose(first["loss"], other["loss"], rtol=2e-2)
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(cache, tmp_path):
+    sharded = ["--config.parallel=jit", "--config.checkpoint_every_steps=10"]
+    train(tmp_path, cache, 2, "--config.shard_state=True", *sharded)
+    before = record(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / str(LAST))
+    # What is restored is held against the checksum that two processes computed.
+    texts = train(tmp_path, cache, 1, *sharded)
+    assert "damaged" not in texts[0]
+    assert (tmp_path / "checkpoints" / str(LAST)).exists()
+    after = record(tmp_path)
+    early = [line for line in before if line["step"] <= 10]
+    assert early and after[: len(early)] == early
+    assert [line["step"] for line in after] == [line["step"] for line in before]
+
+
+def test_processes_given_in_part_are_refused(tmp_path):
+    command = [sys.executable, "-m", "experiments.cifar", f"--config={CONFIG}"]
+    command += [f"--workdir={tmp_path}", "--processes=2"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode != 0
+    assert "must be given together" in finished.stderr
