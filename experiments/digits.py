@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 import sparsejax as sj
 from experiments.comparison import replicas as rep
 from experiments.comparison.figures import plot_accuracy, plot_density
-from experiments.comparison.methods import LABELS, first_sparsity, make_transform
+from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
@@ -30,6 +30,7 @@ from experiments.comparison.results import (
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.record.progress import Progress
+from experiments.training.sparse import LABELS
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for tables and figures.")
@@ -150,7 +151,7 @@ def train_method(name: str, data: Split, config: ConfigDict) -> MethodResult:
     """Trains and tests a method at every sparsity with every seed, all at once.
 
     Args:
-        name: A key of `experiments.comparison.methods.LABELS`.
+        name: A key of `experiments.training.sparse.LABELS`.
         data: The data.
         config: As in `experiments/configs/digits.py`.
 

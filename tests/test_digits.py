@@ -16,12 +16,13 @@ import pytest
 import sparsejax as sj
 from experiments.comparison import replicas as rep
 from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
-from experiments.comparison.methods import LABELS, first_sparsity, make_transform
+from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.comparison.results import DensityHistory, MethodResult, Run, table
 from experiments.configs.digits import get_config
 from experiments.digits import check_config, make_workdir
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
+from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parent.parent
 SPARSITIES, SEEDS = (0.9, 0.98), (0, 3)
@@ -75,7 +76,7 @@ def load(workdir):
 def test_writes_every_result(two_runs):
     workdir, _, printed = two_runs
     content, methods = load(workdir)
-    assert list(methods) == list(LABELS)
+    assert list(methods) == list(get_config().methods)
     assert content["config"]["seeds"] == list(SEEDS)
     assert content["environment"]["jax"] == jax.__version__
     for name in ("accuracy.png", "density.png"):
@@ -174,7 +175,8 @@ def test_split_is_disjoint_stratified_and_repeatable():
     assert (split.test.images != load_split(0.2, 0.3, 8).test.images).any()
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
+# No padding wider than the window: there XLA's gradient on CPUs holds garbage.
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (0, 1))])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize("window", [(3, 3), (2, 2), (1, 2)])
 def test_matmul_conv_equals_the_convolution(padding, strides, window):

@@ -83,8 +83,12 @@ class Cell(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[(method, optimizer) for method in METHODS for optimizer in OPTIMIZERS],
-    ids="-".join,
+    # With `pytest -n 2 --dist loadgroup` no cell is trained by two workers.
+    params=[
+        pytest.param((m, o), id=f"{m}-{o}", marks=pytest.mark.xdist_group(f"{m}-{o}"))
+        for m in METHODS
+        for o in OPTIMIZERS
+    ],
 )
 def cell(
     request: pytest.FixtureRequest, quick_compilation: None, strict_ranks: None
@@ -228,9 +232,7 @@ def is_compiled_again(cell: Cell) -> bool:
 
     How a step is run depends on the method and on the optimizer, not on the pair.
     """
-    return cell.method is METHODS["granet_sparse"] or (
-        cell.optimizer is OPTIMIZERS["adam"]
-    )
+    return cell.method is METHODS["rigl"] or cell.optimizer is OPTIMIZERS["adam"]
 
 
 def assert_same_masks_and_close(params, opt_state, other_params, other_state) -> None:
@@ -269,8 +271,9 @@ def test_it_can_be_the_body_of_a_scan(cell):
 def test_eager_equals_compiled(cell):
     if not is_compiled_again(cell):
         pytest.skip("compared for one optimizer a method and one method an optimizer")
-    # The step of an update, from the state that the compiled steps led to.
-    call = cell.optimizer.micro_steps * (cell.method.update_steps or [14])[-1]
+    # The last update but one (RigL's last moves nothing), from the state that the
+    # compiled steps led to.
+    call = cell.optimizer.micro_steps * (cell.method.update_steps or [14, 18])[-2]
     call += cell.optimizer.micro_steps - 1
     start = jax.tree.map(jnp.asarray, cell.calls[call])
     params, opt_state = cell.step(*start, noise_of(call))

@@ -90,7 +90,10 @@ def shard_of(leaf: Any) -> P:
     return P()
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in METHODS],
+)
 def trained_alone(request: pytest.FixtureRequest) -> Any:
     """(tx, the first state, the history on one device), and that it is worth a test."""
     tx = METHODS[request.param](optax.sgd(2**-4, momentum=0.5))

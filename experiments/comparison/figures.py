@@ -30,6 +30,7 @@ LOOKS: Mapping[str, Look] = {
     "static": Look("#7f7f7f", "v"),
     "set": Look("#E69F00", "s"),
     "rigl": Look("#56B4E9", "^"),
+    "rigl_itop": Look("#CC79A7", "P"),
     "gmp": Look("#009E73", "D"),
     "granet": Look("#D55E00", "o"),
     "granet_st": Look("#0072B2", "X"),

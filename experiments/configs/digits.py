@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     """
     config = ConfigDict()
 
-    # What is compared: names in `experiments.comparison.methods`, final sparsities of
+    # What is compared: names in `experiments.training.sparse`, final sparsities of
     # all but dense, and the seeds that each pair of the two is repeated with. A seed
     # decides first weights, first masks, order of examples and random growth.
     config.methods = ("dense", "static", "set", "rigl", "gmp", "granet", "granet_st")
@@ -42,7 +42,9 @@ def get_config() -> ConfigDict:
     config.distribution = "erk"
     # The fraction of each layer that is exchanged, at first (RigL, GraNet) or always
     # (SET), as in the papers.
-    config.prune_rate = ConfigDict({"set": 0.3, "rigl": 0.3, "granet": 0.5})
+    config.prune_rate = ConfigDict(
+        {"set": 0.3, "rigl": 0.3, "rigl_itop": 0.5, "granet": 0.5}
+    )
     # Where sparse-to-sparse GraNet starts.
     config.granet_st_initial_sparsity = 0.5
     return config
