@@ -32,7 +32,7 @@ quickstart: $(VENV)/.installed-experiments
 
 test: lint
 	@echo "== Running the tests and the docstring examples"
-	@$(BIN)/python -m pytest -n auto --dist worksteal -q
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -q
 
 lint: $(VENV)/.installed-experiments+test
 	@echo "== Checking format, lint and types"

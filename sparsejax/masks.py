@@ -203,8 +203,8 @@ def masks_by_rule(
 def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     """Sets every inactive weight to exactly 0.
 
-    Optimizers that keep their own copy of the weights (schedule-free, lookahead, EMA)
-    need this once more on the weights they give for evaluation.
+    Averages of weights kept outside the wrapped optimizer (lookahead, EMA) need this
+    once more before evaluation: they remember weights from before they were pruned.
 
     Args:
         params: Parameters, or gradients.

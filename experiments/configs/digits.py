@@ -1,4 +1,39 @@
-"""Placeholder."""
+"""Dense, static, SET, RigL, GMP and GraNet on scikit-learn's digits, five seeds each.
+
+    python -m experiments.digits --config=experiments/configs/digits.py --workdir=DIR
+
+A small convolutional network (`experiments/models/digits_cnn.py`) is trained 95 times
+on 899 real 8 x 8 scans and tested on 539 others. What is compared are the methods, in
+the manner of the tables of GraNet (Liu et al., arXiv 2106.10404); no paper has numbers
+for this network.
+
+Time: about four minutes on two CPU cores that other work shared; 196 s of CPU time.
+
+Result, test accuracy in %, mean ± standard deviation over the seeds (JAX 0.10.2 on a
+CPU; the same version repeats it to the bit, another may not):
+
+    Method              dense    90 % sparse   95 % sparse   98 % sparse
+    Dense            98.3 ± 0.4
+    Static                        96.9 ± 0.9    95.1 ± 1.6    72.2 ± 5.7
+    SET                           96.6 ± 1.4    95.9 ± 0.7    87.1 ± 4.1
+    RigL                          97.5 ± 0.6    96.1 ± 0.3    94.5 ± 1.3
+    GMP                           98.3 ± 0.5    97.2 ± 0.8    96.7 ± 1.2
+    GraNet (s_i=0)                97.2 ± 0.6    97.0 ± 0.6    96.1 ± 0.7
+    GraNet (s_i=0.5)              98.1 ± 0.3    97.8 ± 0.5    96.2 ± 0.7
+
+Differences below a point are within the noise of 539 images and five seeds. In a run of
+1,120 steps GraNet's regeneration, half of a layer at first, has little time to pay.
+Masks have the exact counts everywhere; SET's weights hold up to 0.7 points more zeros,
+because some of what it grows at random leads from units that are always off, gets no
+gradient and stays at 0.
+
+Learning rate and weight decay were chosen for the dense network alone, as the pair of
+highest validation accuracy (mean of ten seeds, 80 epochs), and serve all methods:
+
+    learning rate          0.025    0.05     0.1     0.2     0.4
+    weight decay 5e-4      98.50   98.61   98.50   98.58   98.08
+    weight decay 2e-3      98.69   98.69   98.80   53.04   98.30
+"""
 
 from ml_collections import ConfigDict
 
@@ -18,8 +53,8 @@ def get_config() -> ConfigDict:
     config.sparsities = (0.9, 0.95, 0.98)
     config.seeds = (0, 1, 2, 3, 4)
 
-    # The data: one stratified split for all runs. The test part is looked at once, at
-    # the end; the rest of both shares is trained on.
+    # The data: one stratified split for all runs. What neither share takes is trained
+    # on. The test part is used once, when training is over, and for no choice.
     config.split_seed = 0
     config.validation_share = 0.2
     config.test_share = 0.3
@@ -40,8 +75,8 @@ def get_config() -> ConfigDict:
     # How sparsity is shared out over layers where masks are random: "erk", "er" or
     # "uniform". One for all, so that no method is favoured; SET's paper has "er".
     config.distribution = "erk"
-    # The fraction of each layer that is exchanged, at first (RigL, GraNet) or always
-    # (SET), as in the papers.
+    # The fraction of each layer that is exchanged, always (SET) or at first (others),
+    # as in the papers.
     config.prune_rate = ConfigDict(
         {"set": 0.3, "rigl": 0.3, "rigl_itop": 0.5, "granet": 0.5}
     )
