@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -278,7 +279,7 @@ class TestEnvironment:
         assert found["device_count"] == 8
         assert found["process_count"] == 1
         assert found["start_time"].endswith("+00:00")
-        assert "pytest" in found["command"]
+        assert found["command"] == shlex.join(sys.orig_argv)
 
     def test_commit(self, tmp_path):
         nothing = {"git_commit": None, "git_dirty": None}
