@@ -243,7 +243,7 @@ def _moments(split: Split) -> tuple[np.ndarray, np.ndarray]:
     pixels = sum(image[..., 0].size for image in images)
     total = sum(image.sum(axes, np.int64) for image in images)
     squares = sum(np.square(image, dtype=np.int64).sum(axes) for image in images)
-    mean = total / pixels
+    mean = np.asarray(total / pixels)
     variance = squares / pixels - mean**2
     # A channel of one value alone would be divided by zero.
     return mean / 255, np.sqrt(np.where(variance > 0, variance, 255**2)) / 255
