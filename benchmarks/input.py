@@ -118,7 +118,11 @@ def device_batches(split: ArraySplit, batch_size: int, steps: int) -> Batches:
         plan = epoch_plan(0, epoch, len(split), PAD)
 
         def add(total: jax.Array, position: jax.Array) -> tuple[jax.Array, None]:
-            batch = device.batch_of(data, plan, position, batch_size, PAD, "reflect")
+            rows = [
+                jax.lax.dynamic_slice_in_dim(field, position * batch_size, batch_size)
+                for field in plan
+            ]
+            batch = device.augmented(data, rows[0], rows[1], rows[2], PAD, "reflect")
             return total + jnp.sum(batch["image"]), None
 
         return jax.lax.scan(add, jnp.float32(0), jnp.arange(steps))[0]

@@ -6,7 +6,6 @@ The config file says what the comparison is, and what comes out.
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from experiments.comparison.results import (
 )
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
+from experiments.record.files import writable_directory
 from experiments.record.progress import Progress
 from experiments.training.sparse import LABELS
 
@@ -108,31 +108,6 @@ def check_config(config: ConfigDict) -> None:
         0 <= config.granet_st_initial_sparsity <= min(config.sparsities),
         "in [0, 1), and not above the sparsities to end at",
     )
-
-
-def make_workdir(workdir: str) -> Path:
-    """Makes the folder for the results and tries to write to it.
-
-    Args:
-        workdir: The folder, made if there is none.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: If it cannot be made or written to.
-    """
-    path = Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(
-            f"--workdir must be a folder that can be written to; got {workdir!r}: "
-            f"{reason}."
-        ) from error
-    return path
 
 
 def load_data(config: ConfigDict) -> Split:
@@ -270,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         check_config(_CONFIG.value)
-        workdir = make_workdir(str(_WORKDIR.value))
+        workdir = writable_directory(str(_WORKDIR.value))
     except ValueError as error:
         sys.exit(str(error))
     compare(_CONFIG.value, workdir)

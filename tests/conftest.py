@@ -25,3 +25,13 @@ def strict_ranks() -> Iterator[None]:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     yield
     jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a small cifar10 and a small imagenet2012 for TFDS."""
+    from image_sets import write_tfds  # late: it needs the experiments extra
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    write_tfds(data_dir)
+    return str(data_dir)

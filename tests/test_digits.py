@@ -19,9 +19,10 @@ from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.comparison.results import DensityHistory, MethodResult, Run, table
 from experiments.configs.digits import get_config
-from experiments.digits import check_config, make_workdir
+from experiments.digits import check_config
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
+from experiments.record.files import writable_directory
 from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parent.parent
@@ -282,8 +283,8 @@ def test_prune_rates_are_checked():
 
 def test_workdir_that_cannot_be_written_to_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"--workdir must be a folder .*; got "):
-        make_workdir(str(tmp_path / "file" / "inside"))
+    with pytest.raises(ValueError, match=r"workdir must be a directory .*; got "):
+        writable_directory(tmp_path / "file" / "inside")
     process = start(tmp_path / "file")
     printed, errors = process.communicate()
     assert process.returncode == 1

@@ -4,7 +4,6 @@ Data sets are made small here: TFDS records, image files and arrays of noise, in
 no two images are alike.
 """
 
-import io
 import itertools
 import multiprocessing
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from image_sets import noise, write_folder, write_tiny_imagenet
 from PIL import Image
 
 from experiments.input import augment, device, host
@@ -33,65 +33,14 @@ PAD = 2
 SEED = 3
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def encoded(image: np.ndarray, form: str) -> io.BytesIO:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form)
-    buffer.seek(0)
-    return buffer
-
-
 @pytest.fixture(scope="module")
 def arrays() -> ArraySplit:
     return ArraySplit(noise(EXAMPLES, 10, 8, 3), np.arange(EXAMPLES, dtype=np.int32))
 
 
-@pytest.fixture(scope="module")
-def tfds_dir(tmp_path_factory) -> str:
-    """A directory with a small cifar10 and a small imagenet2012, as array_record."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    data_dir = str(tmp_path_factory.mktemp("tfds"))
-
-    def prepare(name: str, version: str, classes: int, counts: dict[str, int]) -> None:
-        class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-            VERSION = tfds.core.Version(version)
-
-            def _info(self):
-                image = tfds.features.Image(shape=(None, None, 3))
-                label = tfds.features.ClassLabel(num_classes=classes)
-                features = tfds.features.FeaturesDict({"image": image, "label": label})
-                return tfds.core.DatasetInfo(builder=self, features=features)
-
-            def _split_generators(self, dl_manager):
-                return {s: self._generate_examples(n) for s, n in counts.items()}
-
-            def _generate_examples(self, count):
-                for i in range(count):
-                    tall = 32 if name == "cifar10" else 40 + i
-                    image = encoded(noise(tall, 32, 3, seed=i), "PNG")
-                    yield i, {"image": image, "label": i % classes}
-
-        Tiny.name, Tiny.pkg_dir_path = name, None
-        builder = Tiny(data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
-
-    prepare("cifar10", "3.0.2", 10, {"train": 40, "test": 12})
-    prepare("imagenet2012", "5.1.0", 1000, {"train": 20, "validation": 9})
-    return data_dir
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for split, count in (("train", 6), ("val", 2)):
-        for number, name in enumerate(("cat", "dog")):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = noise(12, 12, 3, seed=100 * number + i)
-                path = tmp_path / split / name / f"{i}.png"
-                path.write_bytes(encoded(image, "PNG").getvalue())
+    write_folder(tmp_path)
     return tmp_path
 
 
@@ -410,13 +359,21 @@ def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
     data = device.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
 
     @jax.jit
-    def run(data, seed):
-        def step(carry, t):
-            return carry, device.batch_at(data, seed, t, BATCH, PAD, mode)
+    def run(data, plan):
+        def step(carry, rows):
+            return carry, device.augmented(data, *rows, pad=PAD, mode=mode)
 
-        return jax.lax.scan(step, None, jnp.arange(10))[1]
+        return jax.lax.scan(step, None, plan)[1]
 
-    on_device = run(data, jnp.int32(SEED))
+    # Two epochs and some, in batches; a rest of the set is left out of each epoch.
+    plans = [epoch_plan(SEED, epoch, EXAMPLES, PAD) for epoch in range(3)]
+    batches = [
+        jnp.concatenate(
+            [f[: STEPS * BATCH].reshape(STEPS, BATCH, *f.shape[1:]) for f in fields]
+        )[:10]
+        for fields in zip(*plans)
+    ]
+    on_device = run(data, batches)
     choice = {"augment": "none"} if mode == "none" else {"mode": mode}
     on_host = train(arrays, 10, **choice)
     labels = np.array([batch["label"] for batch in on_host])
@@ -424,37 +381,6 @@ def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
     np.testing.assert_array_equal(on_device["label"], labels)
     np.testing.assert_array_equal(as_uint8(on_device["image"]), images)
     assert on_device["image"].dtype == jnp.float32
-
-
-def test_parts_of_a_device_batch_make_up_the_whole(arrays):
-    data = device.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
-
-    @jax.jit
-    def run(data):
-        plan = epoch_plan(SEED, 1, EXAMPLES, PAD)
-        args = (data, plan, 2, BATCH, PAD, "reflect")
-        parts = [device.batch_of(*args, part=i, parts=4) for i in range(4)]
-        at = device.batch_at(data, SEED, STEPS + 2, BATCH, PAD, "reflect")
-        return device.batch_of(*args), jax.tree.map(lambda *x: jnp.stack(x), *parts), at
-
-    whole, parts, at = run(data)
-    np.testing.assert_array_equal(parts["label"].ravel(), whole["label"])
-    np.testing.assert_array_equal(
-        as_uint8(parts["image"]).reshape(whole["image"].shape), as_uint8(whole["image"])
-    )
-    np.testing.assert_array_equal(at["label"], whole["label"])
-    plan = host_plan(SEED, 1, EXAMPLES, PAD)
-    with pytest.raises(ValueError, match="batch_size must be a multiple of parts, 3"):
-        device.batch_of(data, plan, 0, BATCH, PAD, "reflect", part=0, parts=3)
-
-
-def test_take_gathers_what_evaluation_sees(arrays):
-    mean, std = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.3, 0.4])
-    data = device.device_data(arrays, mean, std)
-    batch = device.take(data, jnp.array([5, 0, 36]))
-    assert batch["label"].tolist() == [5, 0, 36]
-    expected = (arrays.images[[5, 0, 36]] / 255 - mean) / std
-    np.testing.assert_allclose(batch["image"], expected, atol=1e-5)
 
 
 def test_device_data_refuses_a_split_on_disk():
@@ -557,23 +483,7 @@ def test_folder(folder):
 
 
 def test_folder_laid_out_as_tiny_imagenet(tmp_path):
-    for number, name in enumerate(("n01", "n02")):
-        images = tmp_path / "train" / name / "images"
-        images.mkdir(parents=True)
-        (images.parent / f"{name}_boxes.txt").write_text("0\t0\t1\t1\n")
-        for i in range(3):
-            data = encoded(noise(8, 8, 3, seed=10 * number + i), "JPEG").getvalue()
-            (images / f"{name}_{i}.JPEG").write_bytes(data)
-    images = tmp_path / "val" / "images"
-    images.mkdir(parents=True)
-    (tmp_path / "test" / "images").mkdir(parents=True)
-    for i in range(2):
-        image = encoded(noise(8, 8, 3, seed=50 + i), "JPEG").getvalue()
-        (images / f"val_{i}.JPEG").write_bytes(image)
-        (tmp_path / "test" / "images" / f"test_{i}.JPEG").write_bytes(image)
-    (tmp_path / "val" / "val_annotations.txt").write_text(
-        "val_0.JPEG\tn02\t0\t0\t7\t7\nval_1.JPEG\tn01\t0\t0\t7\t7\n"
-    )
+    write_tiny_imagenet(tmp_path, 3, 2)
     data = load_dataset(f"folder:{tmp_path}", None, 0, seed=0)
     assert (len(data.train), len(data.test), data.num_classes) == (6, 2, 2)
     assert [data.test[i]["label"] for i in range(2)] == [1, 0]

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train(workdir, cache, processes, *overrides):
-    """Runs the main in so many processes; returns what each wrote to stderr."""
+def start(workdir, cache, processes, *overrides):
+    """Starts the main in so many processes."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
@@ -44,14 +47,23 @@ def train(workdir, cache, processes, *overrides):
                 command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
             )
         )
+    return started
+
+
+def finish(started, returncode=0):
+    """Waits for processes; returns what each wrote to stderr."""
     try:
         texts = [process.communicate(timeout=300)[1] for process in started]
     finally:
         for process in started:
             process.kill()
     for process, text in zip(started, texts):
-        assert process.returncode == 0, text
+        assert process.returncode == returncode, text
     return texts
+
+
+def train(workdir, cache, processes, *overrides):
+    return finish(start(workdir, cache, processes, *overrides))
 
 
 def record(workdir):
@@ -108,6 +120,19 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one(cache, tmp_path):
     early = [line for line in before if line["step"] <= 10]
     assert early and after[: len(early)] == early
     assert [line["step"] for line in after] == [line["step"] for line in before]
+
+
+def test_sigterm_to_one_process_stops_all_at_the_same_step(cache, tmp_path):
+    settings = ["--config.parallel=jit", "--config.epochs=200"]
+    started = start(tmp_path, cache, 2, *settings)
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and "loss" in metrics.read_text()):
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)  # the process that does not write
+    texts = finish(started, returncode=75)
+    [step] = {re.search(r"stopped at step (\d+)", text).group(1) for text in texts}
+    assert (tmp_path / "checkpoints" / step).exists()
 
 
 def test_processes_given_in_part_are_refused(tmp_path):

@@ -181,6 +181,37 @@ def test_a_damaged_checkpoint_falls_back(environment, uninterrupted, tmp_path, d
     assert_same_end(uninterrupted, workdir)
 
 
+def test_a_full_disk_stops_training_and_the_last_checkpoint_stands(
+    environment, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(LAST))
+    older = {p.name for p in (workdir / "checkpoints").iterdir()}
+
+    # No file can grow beyond 30 KiB: a checkpoint's are larger.
+    limited = ["bash", "-c", 'ulimit -f 30; exec "$@"', "bash", *command(workdir)]
+    full = subprocess.run(
+        limited, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert full.returncode == 2, full.stderr
+    assert "error: a checkpoint could not be written to" in full.stderr
+    newest = max(older, key=int)
+    assert f"the one of step {newest} stands" in full.stderr
+    assert older <= {p.name for p in (workdir / "checkpoints").iterdir()}
+    finished = run(environment, workdir)  # there is room again
+    assert finished.returncode == 0, finished.stderr
+    assert_same_end(uninterrupted, workdir)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(environment, tmp_path):
+    for key, near in (("lerning_rate", "learning_rate"), ("prune_rate.rgl", "rigl")):
+        finished = run(environment, tmp_path, f"--config.{key}=0.5")
+        assert finished.returncode == 2
+        expected = f"config has no key {key.split('.')[-1]!r}; did you mean {near!r}?"
+        assert finished.stderr == f"error: {expected}\n"
+
+
 def test_another_experiments_workdir_is_refused(environment, uninterrupted):
     finished = run(environment, uninterrupted, "--config.learning_rate=0.5")
     assert finished.returncode == 2

@@ -70,6 +70,7 @@ def base_config() -> ConfigDict:
     config.batch_size = 128  # over all devices
     config.accumulation = 1  # parts of a batch taken one after the other
     config.epochs = 160
+    config.total_steps = placeholder(int)  # instead of epochs, for a short run
     config.schedule = "step"  # "step", "cosine" or "constant"
     config.learning_rate = 0.1
     config.warmup_epochs = 0

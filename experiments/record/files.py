@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where they go."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -21,3 +22,27 @@ def write_atomically(path: Path, text: str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def writable_directory(workdir: str | Path) -> Path:
+    """Makes a run's directory and tries to write to it.
+
+    Args:
+        workdir: The directory, made if there is none.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: If it cannot be made or written to.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"workdir must be a directory that can be written to; got '{workdir}': "
+            f"{error.strerror or error}."
+        ) from None
+    return path

@@ -85,10 +85,19 @@ class MetricWriter:
             for name, number in numbers.items()
         }
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        if self._tensorboard:
-            summary = self._open_summary()
-            for name, number in numbers.items():
-                summary.add_scalar(f"{kind}/{name}", number, step)
+        for name, number in numbers.items():
+            self.watch(step, f"{kind}/{name}", number)
+
+    def watch(self, step: int, name: str, value: float) -> None:
+        """Writes a number to the event files alone, such as a speed.
+
+        Args:
+            step: The step that it belongs to.
+            name: What TensorBoard calls it.
+            value: The number.
+        """
+        if self._active and self._tensorboard:
+            self._open_summary().add_scalar(name, value, step)
 
     def _open_summary(self) -> SummaryWriter:
         if self._summary is None:

@@ -8,12 +8,12 @@ was damaged later is set aside with a warning, and the one before it is used.
 import json
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from experiments.training.state import TrainState, checksum
 
@@ -77,7 +77,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        directory: Path,
+        directory: epath.Path,
         config: Mapping[str, Any],
         keep: int,
         to_saved: Callable[[TrainState], PyTree],
@@ -92,6 +92,10 @@ class Checkpointer:
             to_saved: Gives the form of the state that is saved: NumPy arrays, the same
                 on every process, or arrays over all processes' devices.
             from_saved: Places a restored state of that form on devices.
+
+        Raises:
+            ValueError: If the checkpoints there are of another experiment; says what
+                differs.
         """
         self._directory = directory
         self._config = config
@@ -99,7 +103,8 @@ class Checkpointer:
         self._from_saved = from_saved
         self._checksum = jax.jit(checksum)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._check_experiment()
 
     def save(self, state: TrainState, best: Best) -> None:
         """Starts to save a state; it may be changed or donated right after.
@@ -154,16 +159,11 @@ class Checkpointer:
 
         Returns:
             What it holds; None if there is none.
-
-        Raises:
-            ValueError: If the checkpoints are of another experiment; says what differs.
         """
         abstract = jax.tree.map(_abstract, self._to_saved(template))
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._newest_first():
             try:
                 saved, notes = self._read(step, abstract)
-            except _AnotherExperiment as error:
-                raise ValueError(str(error)) from None
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 logging.warning(
                     "Step %d's checkpoint is damaged (%s); the one before is used.",
@@ -175,16 +175,31 @@ class Checkpointer:
             return Restored(self._from_saved(saved), Best(**notes["best"]))
         return None
 
-    def _read(self, step: int, abstract: PyTree) -> tuple[PyTree, Mapping[str, Any]]:
-        notes = self._manager.restore(
+    def _newest_first(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _notes(self, step: int) -> Mapping[str, Any]:
+        return self._manager.restore(
             step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
         )["notes"]
-        differences = _differences(notes["config"], self._config)
-        if differences:
-            raise _AnotherExperiment(
-                f"workdir holds another experiment's checkpoint, {self._directory}: "
-                f"{'; '.join(differences)}; use another workdir, or the same config."
-            )
+
+    def _check_experiment(self) -> None:
+        for step in self._newest_first():
+            try:
+                config = self._notes(step)["config"]
+            except Exception:  # damaged: `restore` will say so
+                continue
+            differences = _differences(config, self._config)
+            if differences:
+                raise ValueError(
+                    f"workdir holds another experiment's checkpoint, "
+                    f"{self._directory}: {'; '.join(differences)}; use another "
+                    "workdir, or the same config."
+                )
+            return
+
+    def _read(self, step: int, abstract: PyTree) -> tuple[PyTree, Mapping[str, Any]]:
+        notes = self._notes(step)
         saved = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )["state"]
@@ -205,10 +220,6 @@ class Checkpointer:
         """Waits for what is being written and closes."""
         self.wait()
         self._manager.close()
-
-
-class _AnotherExperiment(Exception):
-    """The checkpoint's configuration is not this run's."""
 
 
 def _abstract(leaf: Any) -> Any:

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ from experiments.record.files import write_atomically
 from experiments.record.metrics import MetricWriter
 from experiments.record.progress import Progress
 from experiments.record.report import write_report
+from experiments.record.storage import Storage, open_storage
 from experiments.training.checkpoint import Best, Checkpointer
 from experiments.training.feed import Feed, evaluation_chunks, make_feed
 from experiments.training.optimizer import learning_rate, make_optimizer
@@ -42,11 +46,14 @@ class Outcome(NamedTuple):
         state: The last state, as it is saved.
         test_accuracy: Of the last step, in [0, 1].
         best: The step of the highest validation accuracy, and its accuracies.
+        examples_per_second: Of training alone, without compiling, evaluating and
+            saving; NaN where there was too little to measure.
     """
 
     state: TrainState
     test_accuracy: float
     best: Best
+    examples_per_second: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +111,11 @@ def _with_figures(train_step: Any) -> Any:
     return step
 
 
-def _prepare(config: ConfigDict) -> tuple[_Run, TrainState]:
-    """Checks everything that can be checked before anything is compiled for long."""
+def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
+    """Checks the configuration and the data; compiles nothing.
+
+    Returns the run and a function that makes its first state.
+    """
     dataset = load_dataset(
         config.dataset, config.data_dir, config.validation_examples, config.seed
     )
@@ -159,7 +169,7 @@ def _prepare(config: ConfigDict) -> tuple[_Run, TrainState]:
             lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
         ),
     )
-    return run, parallel.put_state(create())
+    return run, lambda: parallel.put_state(create())
 
 
 def _accuracy(run: _Run, state: TrainState, split: Any) -> dict[str, float]:
@@ -206,6 +216,8 @@ class _Recorder:
         self._run, self._writer, self._progress = run, writer, progress
         self._waiting: list[PyTree] = []
         self._events = _events(state)
+        self._since = math.nan  # until the first chunk is through: it compiles
+        self._examples, self._seconds = 0, 0.0
 
     def add(self, step: int, metrics: PyTree) -> None:
         """Takes the metrics of a chunk that ends at a step, without waiting for it."""
@@ -232,6 +244,23 @@ class _Recorder:
         rate = float(self._run.schedule(step - 1))
         self._writer.write(step, means | {"learning_rate": rate}, "train")
         self._progress.update(step, means)
+        self._measure(step, len(columns["loss"]) * self._run.config.batch_size)
+
+    def _measure(self, step: int, examples: int) -> None:
+        seconds = time.monotonic() - self._since
+        if math.isfinite(seconds):
+            self._examples += examples
+            self._seconds += seconds
+            self._writer.watch(step, "train/examples_per_second", examples / seconds)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Measures the speed from now on, after something else than training."""
+        self._since = time.monotonic()
+
+    def speed(self) -> float:
+        """Gives the mean speed so far in examples a second, NaN if it is not known."""
+        return self._examples / self._seconds if self._seconds else math.nan
 
     def write_layers(self, step: int, state: TrainState) -> None:
         """Writes the density of each layer."""
@@ -251,33 +280,26 @@ def _events(state: TrainState) -> int:
 
 def _evaluate(
     run: _Run, state: TrainState, best: Best, writer: MetricWriter, step: int
-) -> Best:
-    """Evaluates on the validation split; on the test split where that is a new best.
+) -> tuple[Best, float | None]:
+    """Evaluates on the validation split, and where it is due on the test split.
 
-    The test accuracy is recorded for the step that validation has chosen; it chooses
-    nothing itself.
+    The test accuracy is recorded for the last step and for those that validation has
+    chosen; it chooses nothing itself.
+
+    Returns the best evaluation so far, and the test accuracy of this step if known.
     """
-    if not len(run.dataset.validation):
-        return best
-    validation = _accuracy(run, state, run.dataset.validation)
-    writer.write(step, validation, "validation")
-    if validation["accuracy"] <= best.validation_accuracy:
-        return best
+    validation, is_best = None, False
+    if len(run.dataset.validation):
+        validation = _accuracy(run, state, run.dataset.validation)
+        writer.write(step, validation, "validation")
+        is_best = validation["accuracy"] > best.validation_accuracy
+    if not is_best and step != run.plan.total_steps:
+        return best, None
     test = _accuracy(run, state, run.dataset.test)
     writer.write(step, test, "test")
-    return Best(step, validation["accuracy"], test["accuracy"])
-
-
-def _check_writable(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"workdir must be a directory to write to; got {workdir}: {error}."
-        ) from None
+    if is_best and validation is not None:
+        best = Best(step, validation["accuracy"], test["accuracy"])
+    return best, test["accuracy"]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
@@ -285,38 +307,45 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
 
     Args:
         config: The experiment; see `experiments.configs.common.base_config`.
-        workdir: Where its record and its checkpoints are.
+        workdir: Where its record and its checkpoints are: a directory or a bucket.
 
     Returns:
         How it ended.
 
     Raises:
         ValueError: If something in the configuration, the data or the workdir does not
-            fit, in one sentence and before the step is compiled; or if a checkpoint
+            fit, in one sentence and before anything is compiled; or if a checkpoint
             cannot be written.
         Preempted: If it was asked to stop; its state is saved.
     """
-    workdir = Path(workdir)
+    with open_storage(workdir, active=jax.process_index() == 0) as storage:
+        return _train(config, storage)
+
+
+def _train(config: ConfigDict, storage: Storage) -> Outcome:
     main = jax.process_index() == 0
-    _check_writable(workdir)
-    run, state = _prepare(config)
+    run, create = _prepare(config)
     plain = json.loads(config.to_json_best_effort())
     checkpoints = Checkpointer(
-        workdir / "checkpoints",
+        storage.checkpoints,
         plain,
         keep=config.keep_checkpoints,
         to_saved=run.parallel.to_saved,
         from_saved=run.parallel.put_state,
     )
+    state, best = create(), Best()
     restored = checkpoints.restore(state)
-    state, best = (state, Best()) if restored is None else restored
+    if restored is not None:
+        state, best = restored
     start = step = int(state.step)
     if main:
-        write_run_header(workdir, plain | {"total_steps": run.plan.total_steps})
-    watch = PreemptionWatch()
+        plan = run.plan._asdict()
+        write_run_header(storage.record, plain | plan)
+    test_accuracy = None
     with (
+        PreemptionWatch() as watch,
         contextlib.ExitStack() as stack,
-        MetricWriter(workdir, active=main) as writer,
+        MetricWriter(storage.record, active=main) as writer,
         Progress(
             run.plan.total_steps,
             examples_per_step=config.batch_size,
@@ -325,7 +354,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
             active=main,
         ) as progress,
     ):
-        writer.truncate_after(start if restored else -1)
+        writer.truncate_after(-1 if restored is None else start)
         recorder = _Recorder(run, writer, progress, state)
         sizes = list(chunk_sizes(start, run.plan, config, run.feed.most))
         chunks = stack.enter_context(contextlib.closing(run.feed.chunks(start, sizes)))
@@ -339,25 +368,26 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
             save = last or stop or step % config.checkpoint_every_steps == 0
             if evaluate or save or step % config.log_every_steps == 0:
                 recorder.write(step, state)
-            if evaluate:
+            if evaluate:  # before the last checkpoint: a kill must not lose it
                 recorder.write_layers(step, state)
-                best = _evaluate(run, state, best, writer, step)
-            if last:  # before the last checkpoint: a kill must not lose it
-                test = _accuracy(run, state, run.dataset.test)
-                writer.write(step, test, "test")
+                best, test_accuracy = _evaluate(run, state, best, writer, step)
             if save:
                 writer.flush()
+                storage.publish()
                 checkpoints.save(state, best)
+            if evaluate or save:
+                recorder.start_clock()
             if stop:
                 checkpoints.close()
                 raise Preempted(f"stopped at step {step}; run the command again.")
         if not sizes:  # resumed at its end
-            test = _accuracy(run, state, run.dataset.test)
+            test_accuracy = _accuracy(run, state, run.dataset.test)["accuracy"]
     checkpoints.close()
-    watch.close()
-    saved = run.parallel.to_saved(state)
+    assert test_accuracy is not None
     layers = _layer_table(run, state)
     if main:
-        write_atomically(workdir / "layers.json", json.dumps(layers, indent=1) + "\n")
-        write_report(workdir)
-    return Outcome(state=saved, test_accuracy=test["accuracy"], best=best)
+        text = json.dumps(layers, indent=1)
+        write_atomically(storage.record / "layers.json", f"{text}\n")
+        write_report(storage.record)
+    saved = run.parallel.to_saved(state)
+    return Outcome(saved, test_accuracy, best, recorder.speed())

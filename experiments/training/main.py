@@ -1,6 +1,5 @@
 """The command line that `experiments.cifar` and `experiments.imagenet` share."""
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -34,16 +33,23 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     """Parses flags; a mistake gives one sentence instead of a traceback."""
     try:
         return flags.FLAGS(list(arguments))
-    except (AttributeError, KeyError, ValueError, OSError, flags.Error) as error:
-        text = str(error).strip('"').split("\n")[0]
-        unknown = re.search(r"'(\w+)'", text)
-        near: list[str] = []
-        if unknown and isinstance(error, (AttributeError, KeyError)):
-            known = _CONFIG.value.keys() if _CONFIG.present else []
-            near = difflib.get_close_matches(unknown.group(1), list(known), 1)
-            text = f"config has no key {unknown.group(1)!r}"
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SystemExit(_refusal(f"{text}{hint}")) from None
+    except (AttributeError, KeyError) as error:  # of a locked ConfigDict
+        raise SystemExit(_refusal(_unknown_key(str(error)))) from None
+    except (ValueError, OSError, flags.Error) as error:
+        # A config file that raises comes with its traceback, the reason on the last
+        # line.
+        lines = str(error).strip().split("\n")
+        reason = lines[-1] if "Traceback" in str(error) else lines[0]
+        raise SystemExit(_refusal(reason.removeprefix("ValueError: "))) from None
+
+
+def _unknown_key(text: str) -> str:
+    """Makes a sentence of what ml_collections says of a key that does not exist."""
+    words = re.findall(r"\w+", text.replace(r"\n", " "))
+    near = (
+        f"; did you mean {words[4]!r}?" if words[1:4] == ["Did", "you", "mean"] else ""
+    )
+    return f"config has no key {words[0]!r}{near or '.'}"
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -52,6 +58,11 @@ def _main(arguments: Sequence[str]) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config is None or workdir is None:
         raise SystemExit(_refusal("--config=FILE and --workdir=DIR must be given."))
+    try:
+        config.lock()
+    except OSError as error:  # the file that --config names is not there
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise SystemExit(_refusal(f"config cannot be read: {reason}")) from None
     if _VERBOSE.value == 0:  # Orbax tells of every file at level INFO
         logging.set_verbosity(logging.WARNING)
     join_processes(
@@ -66,7 +77,7 @@ def _main(arguments: Sequence[str]) -> None:
     except Preempted as preempted:
         logging.warning("%s", preempted)
         raise SystemExit(EXIT_PREEMPTED) from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if _VERBOSE.value:
             raise
         raise SystemExit(_refusal(str(error))) from None

@@ -19,6 +19,7 @@ _LENGTHS = (
     "keep_checkpoints",
     "log_every_steps",
     "steps_per_call",
+    "total_steps",
 )
 
 
@@ -51,7 +52,7 @@ def plan_run(config: ConfigDict, dataset: Dataset) -> Plan:
             below 1, or the class count is not the data's.
     """
     for name in _LENGTHS:
-        if config[name] < 1:
+        if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name} must be at least 1; got {config[name]}.")
     devices = jax.device_count()
     if config.batch_size % (devices * config.accumulation):
@@ -67,7 +68,7 @@ def plan_run(config: ConfigDict, dataset: Dataset) -> Plan:
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     return Plan(
         epoch_steps=epoch_steps,
-        total_steps=epoch_steps * config.epochs,
+        total_steps=config.total_steps or epoch_steps * config.epochs,
         eval_every=epoch_steps * config.evaluate_every_epochs,
     )
 

@@ -1,7 +1,8 @@
 """SIGTERM: finish the step, save, and leave with a code that says so."""
 
 import signal
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,16 +16,33 @@ class Preempted(Exception):
 
 
 class PreemptionWatch:
-    """Tells when the run should save and leave, at the same step on every process."""
+    """Tells when the run should save and leave, at the same step on every process.
+
+    A context manager; outside of it, SIGTERM does what it did before.
+    """
 
     def __init__(self) -> None:
-        """Starts to watch for SIGTERM."""
+        """Makes a watch that does not watch yet."""
         self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "PreemptionWatch":
+        """Starts to watch for SIGTERM."""
         # With several processes, jax.distributed has its own watch, which agrees on a
         # step: all must save the same one.
-        self._previous = None
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives the signal back to what handled it before."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -41,8 +59,3 @@ class PreemptionWatch:
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked
-
-    def close(self) -> None:
-        """Gives the signal back to what handled it before."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -1,0 +1,144 @@
+"""The training loop as a whole: what it refuses, and runs on images of other shapes."""
+
+import signal
+
+import jax.numpy as jnp
+import pytest
+from image_sets import write_tiny_imagenet
+
+pytest.importorskip("grain", reason="of the experiments extra")
+
+from experiments.configs import cifar_vgg19, digits_resnet, imagenet_resnet50
+from experiments.record.metrics import read_metrics
+from experiments.training import loop
+from experiments.training.loop import train_and_evaluate
+from experiments.training.preemption import PreemptionWatch
+from sparsejax.checks import is_traced
+
+
+def digits(**changes):
+    config = digits_resnet.get_config("method=granet,sparsity=0.9")
+    config.update(changes)
+    return config
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    create = loop.create_state
+
+    def create_state(*args):
+        # Its shapes may be looked at, in a trace.
+        assert is_traced(jnp.zeros([])), "the state was made, which compiles"
+        return create(*args)
+
+    monkeypatch.setattr(loop, "create_state", create_state)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"batch_size": 60}, "batch_size must be divisible by the 8 devices"),
+        ({"batch_size": 64, "accumulation": 16}, "batch_size must be divisible"),
+        ({"batch_size": 4096}, "batch_size must be"),
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"num_classes": 7}, "num_classes must be 10 for digits; got 7"),
+        ({"validation_examples": 5000}, "validation_examples must be from 0"),
+        ({"update_interval_steps": 76}, "update_interval must be below total_steps=76"),
+        ({"pruning_share": 1.0}, "end_step must be below total_steps=76"),
+        ({"sparsity": 1.0}, r"final_sparsity must be in \[0, 1\)"),
+        ({"method": "granite"}, "method must be one of .*granet, .*; got 'granite'"),
+        ({"model": "resnet21"}, "name must be one of .*; got 'resnet21'"),
+        ({"schedule": "linear"}, "schedule must be one of"),
+        ({"parallel": "pjit"}, "parallel must be one of"),
+        ({"shard_state": True}, 'shard_state must be False with parallel="pmap"'),
+        ({"augment": "imagenet"}, "device_resident must be False"),
+        ({"dataset": "mnist"}, "dataset must be one of"),
+    ],
+)
+def test_refused_before_anything_is_compiled(
+    nothing_compiled, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message) as refusal:
+        train_and_evaluate(digits(**changes), tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_data_set_is_refused_at_once(nothing_compiled, tmp_path):
+    config = cifar_vgg19.get_config("method=granet")
+    config.data_dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_an_unwritable_workdir_is_refused(nothing_compiled, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="workdir must be a directory that can be"):
+        train_and_evaluate(digits(), tmp_path / "file" / "run")
+
+
+def test_sigterm_is_given_back_when_the_run_fails(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="as any"), PreemptionWatch():
+        assert signal.getsignal(signal.SIGTERM) != before
+        raise RuntimeError("as any")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def small(config, **changes):
+    """Few steps of a small network, on whatever data."""
+    config.update(
+        {
+            "model": "resnet20",
+            "validation_examples": 2,
+            "batch_size": 8,
+            "total_steps": 6,
+            "update_interval_steps": 2,
+            "pruning_share": 0.5,
+            "checkpoint_every_steps": 3,
+            "workers": 0,
+            "sparsity": 0.8,
+        }
+        | changes
+    )
+    config.model_options.depth = 8
+    return config
+
+
+def assert_whole_record(workdir, outcome):
+    lines = read_metrics(workdir)
+    assert {line["kind"] for line in lines} == {
+        "train",
+        "validation",
+        "test",
+        "topology",
+    }
+    last = [line for line in lines if "sparsity" in line][-1]
+    assert last["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    tests = [line for line in lines if line["kind"] == "test"]
+    steps = [line["step"] for line in tests]
+    assert steps == sorted(set(steps)) and steps[-1] == 6  # one evaluation a step
+    assert tests[-1]["accuracy"] == outcome.test_accuracy
+    assert (workdir / "report.html").exists()
+
+
+def test_imagenet_from_records_end_to_end(tfds_dir, tmp_path):
+    config = small(imagenet_resnet50.get_config("method=granet"), image_size=32)
+    config.data_dir = tfds_dir
+    assert_whole_record(tmp_path, train_and_evaluate(config, tmp_path))
+
+
+def test_a_folder_laid_out_as_tiny_imagenet_end_to_end(tmp_path):
+    write_tiny_imagenet(tmp_path / "images", each=10, held=5)
+    config = small(
+        imagenet_resnet50.get_config("method=granet_st"),
+        image_size=32,
+        dataset=f"folder:{tmp_path / 'images'}",
+    )
+    outcome = train_and_evaluate(config, tmp_path / "run")
+    assert_whole_record(tmp_path / "run", outcome)
+
+
+def test_cifar_from_records_end_to_end(tfds_dir, tmp_path):
+    config = small(cifar_vgg19.get_config("method=granet"), steps_per_call=2)
+    config.data_dir = tfds_dir
+    assert_whole_record(tmp_path, train_and_evaluate(config, tmp_path))
