@@ -8,7 +8,7 @@ transforms and factorizations count nothing. So RigL's ResNet-50 (arXiv 1911.111
 Taps of a convolution on its padding count, as in published figures; so each weight of a
 layer costs the same, and a mask of density d leaves exactly d of the layer's FLOPs.
 Taps on the zeros that `lhs_dilation` puts between inputs (transposed convolutions) are
-known not to be needed and do not count.
+known not to be needed and do not count; nor do taps between those on the padding.
 
 No annotations are needed: an operand belongs to the parameter that it was made from,
 without the inputs, by anything but a product or a reduction: casts, transposes,
@@ -301,18 +301,19 @@ def _product_flops(eqn: JaxprEqn) -> int | None:
     name = eqn.primitive.name
     if name == "conv_general_dilated":
         return _convolution_flops(eqn)
+    groups = 1
     if name == "dot_general":
-        dimensions = eqn.params["dimension_numbers"]
+        (contracted, _), _ = eqn.params["dimension_numbers"]
     elif name == "ragged_dot_general":
         ragged = eqn.params["ragged_dot_dimension_numbers"]
-        if not ragged.rhs_group_dimensions:  # of gradients: another formula
-            return None
-        dimensions = ragged.dot_dimension_numbers
+        (contracted, _), _ = ragged.dot_dimension_numbers
+        if ragged.lhs_ragged_dimensions[0] in contracted:
+            # The groups, a result each, share out the terms of the sums (gradients).
+            groups = _shape(eqn.invars[2])[-1]
     else:
         return None
-    (contracted, _), _ = dimensions
     length = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
-    return 2 * _size(eqn.outvars[0]) * length
+    return 2 * _size(eqn.outvars[0]) * length // groups
 
 
 def _convolution_flops(eqn: JaxprEqn) -> int:
