@@ -89,9 +89,9 @@ def forward_flops(
     product, they share its FLOPs in proportion to their weights.
 
     Args:
-        apply: A function of (params, *inputs) that JAX can trace, such as a Flax
-            module's `apply`. Masks that it closes over, or gets as a bool input, are
-            looked through.
+        apply: A function of the parameters and the inputs that JAX can trace, such as a
+            Flax module's `apply`. Masks that it closes over, or gets as a bool input,
+            are looked through.
         params: Any tree of arrays or `jax.ShapeDtypeStruct`.
         inputs: Trees of arrays or `jax.ShapeDtypeStruct`. The FLOPs are those of this
             batch: give a batch of one for the FLOPs of one example.
@@ -110,7 +110,7 @@ def forward_flops(
         ...         x, params["kernel"], (1, 1), "SAME",
         ...         dimension_numbers=("NHWC", "HWIO", "NHWC"))
         ...     return jax.nn.relu(y).mean((1, 2)) @ params["head"]
-        >>> image = jax.ShapeDtypeStruct((1, 5, 5, 4), np.dtype("float64"))
+        >>> image = jax.ShapeDtypeStruct((1, 5, 5, 4), np.dtype("float32"))
         >>> forward_flops(apply, params, image)
         ForwardFlops(by_parameter={'head': 160, 'kernel': 14400}, other=0)
     """
@@ -209,12 +209,15 @@ def _size(atom: Any) -> int:
     return math.prod(_shape(atom))
 
 
+def _opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
 def _walk(
     jaxpr: Jaxpr | ClosedJaxpr, origins: Sequence[Origin]
 ) -> tuple[list[Origin], Cost]:
     """Follows a jaxpr: what its outputs are made from, and its FLOPs."""
-    if isinstance(jaxpr, ClosedJaxpr):
-        jaxpr = jaxpr.jaxpr
+    jaxpr = _opened(jaxpr)
     known: dict[Any, Origin] = {constant: {} for constant in jaxpr.constvars}
     known.update(zip(jaxpr.invars, origins, strict=True))
     cost: Cost = Counter()
@@ -265,19 +268,27 @@ def _bodies(eqn: JaxprEqn) -> Iterator[Any]:
 
 
 def _has_product(body: Any) -> bool:
-    jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
     return any(
         eqn.primitive.name in _FOREIGN
         or _product_flops(eqn) is not None
         or any(map(_has_product, _bodies(eqn)))
-        for eqn in jaxpr.eqns
+        for eqn in _opened(body).eqns
     )
+
+
+def _count_stacks(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(_shape(out)) > len(_shape(one)) for out, one in pairs)
 
 
 def _scan(eqn: JaxprEqn, origins: list[Origin]) -> tuple[list[Origin], Cost]:
     (body,) = _bodies(eqn)
-    length, held = eqn.params["length"], eqn.params["num_consts"]
-    carried = eqn.params["num_carry"]
+    length, inner = eqn.params["length"], _opened(body)
+    # Operands are constants, carries and stacks of slices, results are carries and
+    # stacks. Shapes tell how many: how the parameters do depends on JAX's version.
+    stacks = _count_stacks(eqn.invars, inner.invars)
+    carried = len(eqn.outvars) - _count_stacks(eqn.outvars, inner.outvars)
+    held = len(eqn.invars) - stacks - carried
     constants, carry = origins[:held], origins[held : held + carried]
     slices = [_scaled(origin, 1, length) for origin in origins[held + carried :]]
     while True:  # ends: what changes on the way round depends on the loop, for good
