@@ -1,5 +1,14 @@
 """Sparse training for JAX: masks as pytrees, methods as optax transformations."""
 
+from sparsejax.analysis.accounting import TrainingFlops as TrainingFlops
+from sparsejax.analysis.accounting import density_history as density_history
+from sparsejax.analysis.accounting import rigl_step_flops as rigl_step_flops
+from sparsejax.analysis.accounting import top_kast_accounting as top_kast_accounting
+from sparsejax.analysis.accounting import training_flops as training_flops
+from sparsejax.analysis.flops import ForwardFlops as ForwardFlops
+from sparsejax.analysis.flops import forward_flops as forward_flops
+from sparsejax.analysis.flops import inference_flops as inference_flops
+from sparsejax.analysis.flops import layer_densities as layer_densities
 from sparsejax.analysis.summary import summary as summary
 from sparsejax.counts import drop_count as drop_count
 from sparsejax.counts import keep_count as keep_count
@@ -54,6 +63,7 @@ from sparsejax.transform import sparsify as sparsify
 __version__ = "0.1.0"
 
 __all__ = (
+    "ForwardFlops",
     "LayerRule",
     "Method",
     "PackedMask",
@@ -61,6 +71,7 @@ __all__ = (
     "SparsifyState",
     "TopologyFigures",
     "TopologyUpdate",
+    "TrainingFlops",
     "active_counts",
     "apply_masks",
     "churn",
@@ -71,17 +82,21 @@ __all__ = (
     "cubic_sparsity",
     "dense_masks",
     "density",
+    "density_history",
     "difference",
     "drop_count",
     "every",
     "exchange",
+    "forward_flops",
     "get_masks",
     "gmp_transform",
     "granet_transform",
+    "inference_flops",
     "init_sparse",
     "keep_count",
     "kth_largest",
     "layer_counts",
+    "layer_densities",
     "layer_rules",
     "linear_prune_rate",
     "linear_sparsity",
@@ -94,6 +109,7 @@ __all__ = (
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "rigl_step_flops",
     "rigl_transform",
     "set_transform",
     "sparsify",
@@ -101,6 +117,8 @@ __all__ = (
     "static_transform",
     "summary",
     "top_k_mask",
+    "top_kast_accounting",
+    "training_flops",
     "uniform_except",
     "union",
     "unpack_masks",

@@ -1,3 +1,12 @@
 """Reports on masks and runs."""
 
+from sparsejax.analysis.accounting import TrainingFlops as TrainingFlops
+from sparsejax.analysis.accounting import density_history as density_history
+from sparsejax.analysis.accounting import rigl_step_flops as rigl_step_flops
+from sparsejax.analysis.accounting import top_kast_accounting as top_kast_accounting
+from sparsejax.analysis.accounting import training_flops as training_flops
+from sparsejax.analysis.flops import ForwardFlops as ForwardFlops
+from sparsejax.analysis.flops import forward_flops as forward_flops
+from sparsejax.analysis.flops import inference_flops as inference_flops
+from sparsejax.analysis.flops import layer_densities as layer_densities
 from sparsejax.analysis.summary import summary as summary
