@@ -20,6 +20,8 @@ from sparsejax.masks import random_masks as random_masks
 from sparsejax.masks import sparsity as sparsity
 from sparsejax.masks import union as union
 from sparsejax.masks import unpack_masks as unpack_masks
+from sparsejax.methods.acdc import acdc_phases as acdc_phases
+from sparsejax.methods.acdc import acdc_transform as acdc_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
@@ -61,6 +63,8 @@ __all__ = (
     "SparsifyState",
     "TopologyFigures",
     "TopologyUpdate",
+    "acdc_phases",
+    "acdc_transform",
     "active_counts",
     "apply_masks",
     "churn",

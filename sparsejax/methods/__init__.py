@@ -1,5 +1,7 @@
 """Sparse-training methods, one paper a file."""
 
+from sparsejax.methods.acdc import acdc_phases as acdc_phases
+from sparsejax.methods.acdc import acdc_transform as acdc_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
