@@ -26,9 +26,12 @@ from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
 from sparsejax.methods.set import set_transform as set_transform
+from sparsejax.methods.srigl import srigl_transform as srigl_transform
 from sparsejax.methods.static import static_transform as static_transform
 from sparsejax.parameters import LayerRule as LayerRule
 from sparsejax.parameters import layer_rules as layer_rules
+from sparsejax.patterns import count_per_neuron as count_per_neuron
+from sparsejax.patterns import top_k_per_neuron as top_k_per_neuron
 from sparsejax.schedules import constant_prune_rate as constant_prune_rate
 from sparsejax.schedules import cosine_prune_rate as cosine_prune_rate
 from sparsejax.schedules import cubic_sparsity as cubic_sparsity
@@ -71,6 +74,7 @@ __all__ = (
     "constant_prune_rate",
     "cosine_prune_rate",
     "count_active",
+    "count_per_neuron",
     "count_prunable",
     "cubic_sparsity",
     "dense_masks",
@@ -102,9 +106,11 @@ __all__ = (
     "set_transform",
     "sparsify",
     "sparsity",
+    "srigl_transform",
     "static_transform",
     "summary",
     "top_k_mask",
+    "top_k_per_neuron",
     "uniform_except",
     "union",
     "unpack_masks",
