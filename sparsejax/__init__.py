@@ -26,6 +26,10 @@ from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
 from sparsejax.methods.set import set_transform as set_transform
+from sparsejax.methods.soft_threshold import fold_thresholds as fold_thresholds
+from sparsejax.methods.soft_threshold import init_thresholds as init_thresholds
+from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
+from sparsejax.methods.soft_threshold import threshold_masks as threshold_masks
 from sparsejax.methods.srigl import srigl_transform as srigl_transform
 from sparsejax.methods.static import static_transform as static_transform
 from sparsejax.parameters import LayerRule as LayerRule
@@ -83,10 +87,12 @@ __all__ = (
     "drop_count",
     "every",
     "exchange",
+    "fold_thresholds",
     "get_masks",
     "gmp_transform",
     "granet_transform",
     "init_sparse",
+    "init_thresholds",
     "keep_count",
     "kth_largest",
     "layer_counts",
@@ -104,11 +110,13 @@ __all__ = (
     "regrow_random",
     "rigl_transform",
     "set_transform",
+    "soft_threshold",
     "sparsify",
     "sparsity",
     "srigl_transform",
     "static_transform",
     "summary",
+    "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",
     "uniform_except",
