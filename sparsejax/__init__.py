@@ -32,6 +32,10 @@ from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
 from sparsejax.methods.soft_threshold import threshold_masks as threshold_masks
 from sparsejax.methods.srigl import srigl_transform as srigl_transform
 from sparsejax.methods.static import static_transform as static_transform
+from sparsejax.methods.top_kast import TopKastState as TopKastState
+from sparsejax.methods.top_kast import top_kast_masks as top_kast_masks
+from sparsejax.methods.top_kast import top_kast_params as top_kast_params
+from sparsejax.methods.top_kast import top_kast_transform as top_kast_transform
 from sparsejax.parameters import LayerRule as LayerRule
 from sparsejax.parameters import layer_rules as layer_rules
 from sparsejax.patterns import count_per_neuron as count_per_neuron
@@ -68,6 +72,7 @@ __all__ = (
     "PackedMask",
     "Snapshot",
     "SparsifyState",
+    "TopKastState",
     "TopologyFigures",
     "TopologyUpdate",
     "acdc_phases",
@@ -119,6 +124,9 @@ __all__ = (
     "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",
+    "top_kast_masks",
+    "top_kast_params",
+    "top_kast_transform",
     "uniform_except",
     "union",
     "unpack_masks",

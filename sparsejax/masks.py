@@ -93,7 +93,7 @@ def active_counts(
 def counts_by_rule(
     params: PyTree, rules: PyTree, sparsity: Any, distribution: Distribution
 ) -> PyTree:
-    """Gives each layer its number of active weights where the rules are already known.
+    """Counts the active weights of each layer where the rules are already known.
 
     Args:
         params: Parameters, where one leaf is one layer; only their shapes matter.
@@ -102,7 +102,7 @@ def counts_by_rule(
         distribution: How it is shared out over layers.
 
     Returns:
-        A tree like `rules` with a Python int at each prunable leaf.
+        A tree like the rules of Python ints.
 
     Raises:
         ValueError: If the sparsity is out of range, traced, or out of reach.

@@ -12,3 +12,7 @@ from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
 from sparsejax.methods.soft_threshold import threshold_masks as threshold_masks
 from sparsejax.methods.srigl import srigl_transform as srigl_transform
 from sparsejax.methods.static import static_transform as static_transform
+from sparsejax.methods.top_kast import TopKastState as TopKastState
+from sparsejax.methods.top_kast import top_kast_masks as top_kast_masks
+from sparsejax.methods.top_kast import top_kast_params as top_kast_params
+from sparsejax.methods.top_kast import top_kast_transform as top_kast_transform
