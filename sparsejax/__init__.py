@@ -29,13 +29,26 @@ from sparsejax.masks import random_masks as random_masks
 from sparsejax.masks import sparsity as sparsity
 from sparsejax.masks import union as union
 from sparsejax.masks import unpack_masks as unpack_masks
+from sparsejax.methods.acdc import acdc_phases as acdc_phases
+from sparsejax.methods.acdc import acdc_transform as acdc_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
 from sparsejax.methods.set import set_transform as set_transform
+from sparsejax.methods.soft_threshold import fold_thresholds as fold_thresholds
+from sparsejax.methods.soft_threshold import init_thresholds as init_thresholds
+from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
+from sparsejax.methods.soft_threshold import threshold_masks as threshold_masks
+from sparsejax.methods.srigl import srigl_transform as srigl_transform
 from sparsejax.methods.static import static_transform as static_transform
+from sparsejax.methods.top_kast import TopKastState as TopKastState
+from sparsejax.methods.top_kast import top_kast_masks as top_kast_masks
+from sparsejax.methods.top_kast import top_kast_params as top_kast_params
+from sparsejax.methods.top_kast import top_kast_transform as top_kast_transform
 from sparsejax.parameters import LayerRule as LayerRule
 from sparsejax.parameters import layer_rules as layer_rules
+from sparsejax.patterns import count_per_neuron as count_per_neuron
+from sparsejax.patterns import top_k_per_neuron as top_k_per_neuron
 from sparsejax.schedules import constant_prune_rate as constant_prune_rate
 from sparsejax.schedules import cosine_prune_rate as cosine_prune_rate
 from sparsejax.schedules import cubic_sparsity as cubic_sparsity
@@ -69,15 +82,19 @@ __all__ = (
     "PackedMask",
     "Snapshot",
     "SparsifyState",
+    "TopKastState",
     "TopologyFigures",
     "TopologyUpdate",
     "TrainingFlops",
+    "acdc_phases",
+    "acdc_transform",
     "active_counts",
     "apply_masks",
     "churn",
     "constant_prune_rate",
     "cosine_prune_rate",
     "count_active",
+    "count_per_neuron",
     "count_prunable",
     "cubic_sparsity",
     "dense_masks",
@@ -87,12 +104,14 @@ __all__ = (
     "drop_count",
     "every",
     "exchange",
+    "fold_thresholds",
     "forward_flops",
     "get_masks",
     "gmp_transform",
     "granet_transform",
     "inference_flops",
     "init_sparse",
+    "init_thresholds",
     "keep_count",
     "kth_largest",
     "layer_counts",
@@ -112,12 +131,19 @@ __all__ = (
     "rigl_step_flops",
     "rigl_transform",
     "set_transform",
+    "soft_threshold",
     "sparsify",
     "sparsity",
+    "srigl_transform",
     "static_transform",
     "summary",
+    "threshold_masks",
     "top_k_mask",
+    "top_k_per_neuron",
     "top_kast_accounting",
+    "top_kast_masks",
+    "top_kast_params",
+    "top_kast_transform",
     "training_flops",
     "uniform_except",
     "union",

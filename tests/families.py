@@ -30,6 +30,7 @@ PERIODIC = range(BEGIN + INTERVAL, STEPS, INTERVAL)  # 6, 10, 14, 18, 22
 TO_THE_END = sorted({*PERIODIC, END})
 SPARSITY = 0.8
 RIGL_STOP = STEPS * 3 // 4
+PHASES = [4, 9, 12, 18, 20]  # sparse, dense, sparse, dense, sparse
 
 
 def make_params(seed: int = 0) -> PyTree:
@@ -77,6 +78,7 @@ class MethodCase(NamedTuple):
         prune_rate: The fraction of each layer exchanged at an update step, or None.
         kept_by_layer: The same as `kept` by layer, where the method fixes it.
         keeps_layer_counts: Whether a layer's count never changes.
+        restores: Whether all weights come back at an update step.
     """
 
     wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation]
@@ -85,6 +87,7 @@ class MethodCase(NamedTuple):
     prune_rate: Callable[[int], float] | None = None
     kept_by_layer: Callable[[int], dict[str, int]] | None = None
     keeps_layer_counts: bool = False
+    restores: Callable[[int], bool] = lambda step: False
 
 
 def constant(step: int) -> int:
@@ -98,6 +101,10 @@ def gradual(start: float) -> Callable[[int], int]:
 def gradual_by_layer(step: int) -> dict[str, int]:
     sparsity = 0.0 if step < 0 else cubic(0.0, step)
     return {path: keep(sparsity, size) for path, size in LAYERS.items()}
+
+
+def is_dense_phase(step: int) -> bool:
+    return sum(step >= start for start in PHASES) % 2 == 0
 
 
 def granet_rate(step: int) -> float:
@@ -162,6 +169,12 @@ METHODS = {
         update_steps=TO_THE_END,
         kept=gradual(0.5),
         prune_rate=granet_rate,
+    ),
+    "acdc": MethodCase(
+        lambda tx: sj.acdc_transform(tx, final_sparsity=SPARSITY, phases=PHASES),
+        update_steps=PHASES,
+        kept=lambda step: keep(0.0 if is_dense_phase(step) else SPARSITY, TOTAL),
+        restores=is_dense_phase,
     ),
 }
 

@@ -156,6 +156,13 @@ def test_active_weights_and_leaves_left_dense_are_trained(cell):
         assert np.all(moved[masks.get(path, np.ones(last.shape, bool))]), path
 
 
+def restored(cell: Cell, step: int) -> int:
+    """The weights that a method without a prune rate grows at a step: all or none."""
+    if step not in cell.method.update_steps or not cell.method.restores(step):
+        return 0
+    return sum(int(np.sum(~mask)) for mask in cell.masks(step - 1).values())
+
+
 def test_masks_change_at_update_steps_alone_and_no_weight_is_revived(cell):
     for step in range(STEPS):
         before, after = cell.masks(step - 1), cell.masks(step)
@@ -164,7 +171,7 @@ def test_masks_change_at_update_steps_alone_and_no_weight_is_revived(cell):
         if step not in cell.method.update_steps:
             assert not changed, step
         elif cell.method.prune_rate is None:
-            assert revived == 0, step
+            assert revived == restored(cell, step), step
         else:
             assert revived <= cell.states[step + 1].figures.grown, step
     ever_changed = any(
@@ -175,8 +182,12 @@ def test_masks_change_at_update_steps_alone_and_no_weight_is_revived(cell):
 
 def test_each_layer_grows_what_the_prune_rate_says(cell):
     if cell.method.prune_rate is None:
-        grown = [state.figures.grown for state in cell.states]
-        assert grown == [0] * len(grown)
+        grown = [cell.states[0].figures.grown]
+        for step in range(STEPS):
+            is_update = step in cell.method.update_steps
+            grown.append(restored(cell, step) if is_update else grown[-1])
+        assert grown == [state.figures.grown for state in cell.states]
+        assert any(grown) == any(map(cell.method.restores, cell.method.update_steps))
         return
     for step in cell.method.update_steps:
         rate = cell.method.prune_rate(step)

@@ -165,6 +165,23 @@ def set_(step, w, g, mask):
     return drop_and_grow(w, scores, mask, 0.3)
 
 
+PHASES = [5, 12, 18, 25, 33]  # sparse, dense, sparse, dense, sparse
+
+
+def acdc(prune):
+    """Dense and sparse phases in turn; what was pruned comes back at 0."""
+
+    def update(step, w, g, mask):
+        if step not in PHASES:
+            return None
+        everything = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
+        if PHASES.index(step) % 2 == 0:
+            return nothing_grows(prune(w, everything, 0.8))
+        return everything, {name: ~mask[name] for name in SHAPES}
+
+    return update
+
+
 def train(method, mask, momentum):
     """SGD on masked weights; yields masks, weights and momentum after each step."""
     w = {name: START[name] * mask[name] for name in SHAPES}
@@ -207,6 +224,16 @@ METHODS = {
         GRADUAL | {"total_steps": STEPS, "initial_sparsity": 0.5},
         granet(0.5),
     ),
+    "AC/DC, all layers together": (
+        sj.acdc_transform,
+        {"final_sparsity": 0.8, "phases": PHASES},
+        acdc(prune_all_layers_together),
+    ),
+    "AC/DC, each layer": (
+        sj.acdc_transform,
+        {"final_sparsity": 0.8, "phases": PHASES, "scope": "layer"},
+        acdc(prune_each_layer),
+    ),
     "RigL": (sj.rigl_transform, SPARSE, rigl),
     "SET": (sj.set_transform, SPARSE, set_),
 }
@@ -242,7 +269,7 @@ def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, momentum):
                 np.testing.assert_allclose(trace[name], v[name], atol=1e-3)
         changes += any((mask[name] != masks[name]).any() for name in SHAPES)
         masks = mask
-    expected = {"static": 0, "GMP": 7, "RigL": 8, "SET": 11, "GraNet": 12}
+    expected = {"static": 0, "AC/DC": 5, "GMP": 7, "RigL": 8, "SET": 11, "GraNet": 12}
     assert changes == expected[method.split()[0].rstrip(",")]
 
 

@@ -41,6 +41,17 @@ def static(**settings):
     return sj.static_transform(SGD, **{"sparsity": 0.5} | settings)
 
 
+def acdc(**settings):
+    known = {"final_sparsity": 0.9, "phases": [10, 20, 30]}
+    return sj.acdc_transform(SGD, **known | settings)
+
+
+def acdc_phases(total_steps=100, **settings):
+    known = {"warm_up_steps": 10, "phase_steps": 5}
+    known |= {"last_dense_steps": 10, "last_sparse_steps": 15}
+    return sj.acdc_phases(total_steps, **known | settings)
+
+
 def start(tx, params=PARAMS):
     return tx.init(params)
 
@@ -95,6 +106,28 @@ TABLE = {
             lambda: jax.jit(random)(0.5),
             "^sparsity must be known when masks are laid out .* pass counts",
         ),
+    ],
+    "phases": [
+        (lambda: acdc(final_sparsity=1.0), "^final_sparsity " + RANGE + "1.0"),
+        (lambda: acdc(scope="network"), "^scope " + SCOPES + "'network'"),
+        (lambda: acdc(phases=[]), r"^phases must be the first steps .* got \[\]"),
+        (lambda: acdc(phases=10), "^phases must be the first steps .* got 10"),
+        (lambda: acdc(phases="10"), "^phases must be the first steps .* got '10'"),
+        (lambda: acdc(phases=[0, 5]), "^phases " + AT_LEAST_1 + "0"),
+        (lambda: acdc(phases=[2.5]), "^phases " + AT_LEAST_1 + "2.5"),
+        (
+            lambda: acdc(phases=[5, 5]),
+            "^phases must be an integer of at least 6, each after the last; got 5",
+        ),
+        (lambda: acdc_phases(phase_steps=0), "^phase_steps " + AT_LEAST_1 + "0"),
+        (lambda: acdc_phases(100.0), "^total_steps " + AT_LEAST_1 + "100.0"),
+        (
+            lambda: acdc_phases(95),
+            "^total_steps must leave room for an odd number of phases of "
+            "phase_steps=5 .* got total_steps=95, which leaves 60 steps",
+        ),
+        (lambda: acdc_phases(30), "^total_steps must leave .* which leaves -5 steps"),
+        (lambda: acdc_phases(101), "^total_steps must leave .* which leaves 66 steps"),
     ],
     "initial above final": [
         (
@@ -488,7 +521,7 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("make", [granet, gmp, rigl, set_, static])
+@pytest.mark.parametrize("make", [granet, gmp, rigl, set_, static, acdc])
 def test_the_settings_that_the_table_starts_from_are_accepted(make):
-    updates, _ = step(make(**{} if make in (granet, gmp) else {"sparsity": 0.5}))
+    updates, _ = step(make(**{} if make in (granet, gmp, acdc) else {"sparsity": 0.5}))
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)

@@ -436,6 +436,16 @@ FIXED_METHODS = {
         )
         for start in (0.0, 0.4)
     },
+    **{
+        f"acdc_{scope}": lambda scope=scope: sj.acdc_transform(
+            optax.sgd(0.05),
+            final_sparsity=SPARSITY,
+            phases=[4, 8, END],
+            scope=scope,
+            prunable=FIXED,
+        )
+        for scope in ("global", "layer")
+    },
 }
 
 

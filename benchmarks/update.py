@@ -1,0 +1,142 @@
+"""The optimizer step alone: dense, and wrapped with GraNet, over ResNet-50's weights.
+
+    python -m benchmarks.update --repeats=10
+
+Prints the seconds of an ordinary step and of a topology update, the temporary memory
+that the compiled step needs and the time to compile it, each beside those of the plain
+optimizer in the same run. The unit of an update is one read of weights and gradients.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from benchmarks.timing import machine
+from experiments.models import create_model
+
+PyTree = Any
+
+
+def resnet50_params(scale: float, seed: int) -> PyTree:
+    """Draws weights of the shapes of ImageNet's ResNet-50.
+
+    Args:
+        scale: The number of weights, in relation to ResNet-50's: outputs are scaled.
+        seed: Seed of the values.
+
+    Returns:
+        float32 parameters.
+    """
+    model = create_model("resnet50", 1000)
+    images = jnp.zeros((1, 224, 224, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    draw = np.random.default_rng(seed)
+
+    def values(leaf: Any) -> jax.Array:
+        *inputs, outputs = leaf.shape
+        shape = (*inputs, max(1, round(outputs * scale)))
+        return jnp.asarray(draw.standard_normal(shape, np.float32))
+
+    return jax.tree.map(values, shapes["params"])
+
+
+def steps(tx: optax.GradientTransformation) -> Any:
+    """Makes an optimizer step that may write over its arguments.
+
+    Args:
+        tx: The optimizer.
+
+    Returns:
+        (params, opt_state, grads) -> (params, opt_state), jitted.
+    """
+
+    def step(params: PyTree, opt_state: PyTree, grads: PyTree) -> Any:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+class Figures:
+    """What was measured of one optimizer."""
+
+    def __init__(self, tx: optax.GradientTransformation, params: PyTree) -> None:
+        """Compiles the step, and makes a state of its own to run it on.
+
+        Args:
+            tx: The optimizer.
+            params: Parameters of any values.
+        """
+        # Copies, as a step may write over them and states may share a buffer.
+        self.params = jax.tree.map(jnp.copy, params)
+        self.opt_state = jax.tree.map(jnp.copy, tx.init(self.params))
+        start = time.perf_counter()
+        self.step = steps(tx).lower(self.params, self.opt_state, params).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.temporary = self.step.memory_analysis().temp_size_in_bytes
+        self.seconds: list[float] = []
+
+    def run(self, grads: PyTree) -> None:
+        """Takes and times one step."""
+        start = time.perf_counter()
+        self.params, self.opt_state = self.step(self.params, self.opt_state, grads)
+        jax.block_until_ready(self.params)
+        self.seconds.append(time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description="Time the wrapped optimizer's step.")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the widths")
+    parser.add_argument("--repeats", type=int, default=10, help="timed runs of each")
+    options = parser.parse_args()
+    params = resnet50_params(options.scale, seed=0)
+    grads = resnet50_params(options.scale, seed=1)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    print(f"{weights:,} prunable weights; {machine()}")
+
+    def sgd() -> optax.GradientTransformation:
+        return optax.sgd(1e-6, momentum=0.9, nesterov=True)
+
+    def granet(interval: int) -> optax.GradientTransformation:
+        return sj.granet_transform(
+            sgd(), total_steps=10**6, end_step=10**5, update_interval=interval
+        )
+
+    # An interval of 1 makes every step but the first a topology update.
+    measured = {
+        "optax.sgd": Figures(sgd(), params),
+        "ordinary step": Figures(granet(10**4), params),
+        "topology update": Figures(granet(1), params),
+    }
+    read = jax.jit(lambda *trees: [jnp.sum(x) for x in jax.tree.leaves(trees)])
+    reads = []
+    for repeat in range(options.repeats + 2):
+        for figures in measured.values():
+            figures.run(grads)
+        start = time.perf_counter()
+        jax.block_until_ready(read(params, grads))
+        if repeat >= 2:
+            reads.append(time.perf_counter() - start)
+    unit, dense = statistics.median(reads), measured["optax.sgd"]
+    plain = statistics.median(dense.seconds[2:])
+    print(f"one read of weights and gradients: {unit:.4f} s")
+    print(f"{'':16} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
+    for name, figures in measured.items():
+        seconds = statistics.median(figures.seconds[2:])
+        print(
+            f"{name:16} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
+            f"{figures.temporary / 1e6:8.1f} {figures.compile_seconds:9.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
