@@ -86,14 +86,27 @@ def active_counts(
         split_rules(rules, params),
         jax.eval_shape(lambda p: split_layers(p, rules), params),
     )
-    counts = _split_counts(split, layers, sparsity, distribution)
+    counts = counts_by_rule(split, layers, sparsity, distribution)
     return join_layers(map_masked(jnp.int32, counts), rules)
 
 
-def _split_counts(
+def counts_by_rule(
     params: PyTree, rules: PyTree, sparsity: Any, distribution: Distribution
 ) -> PyTree:
-    """Counts as Python ints, where one leaf is one layer."""
+    """Counts the active weights of each layer where the rules are already known.
+
+    Args:
+        params: Parameters, where one leaf is one layer; only their shapes matter.
+        rules: A `LayerRule` at each prunable leaf.
+        sparsity: Overall sparsity in [0, 1), a number known now.
+        distribution: How it is shared out over layers.
+
+    Returns:
+        A tree like the rules of Python ints.
+
+    Raises:
+        ValueError: If the sparsity is out of range, traced, or out of reach.
+    """
     if is_traced(sparsity):
         raise ValueError(
             "sparsity must be known when masks are laid out over layers; got a traced "
@@ -188,7 +201,7 @@ def masks_by_rule(
     Raises:
         ValueError: If the sparsity is out of range, traced, or out of reach.
     """
-    counts = _split_counts(params, rules, sparsity, distribution)
+    counts = counts_by_rule(params, rules, sparsity, distribution)
     if all(
         int(count) == leaf.size
         for count, leaf in zip(
