@@ -69,7 +69,8 @@ class MemoryRule(NamedTuple):
             step, before the topology is updated; a step with a gradient that is not
             finite leaves the slots as they are. It must work weight by weight: stacked
             layers are not taken apart for it. None for slots that stay.
-        forgets: Whether the slots start anew after each update step.
+        forgets: Whether the slots start anew after each update step, also after one
+            that was left out.
     """
 
     init: Callable[[PyTree, PyTree], Memory]

@@ -188,15 +188,9 @@ METHODS = {
         redistributes=True,
     ),
     "mest": MethodCase(
-        lambda tx: sj.mest_transform(tx, gradient_weight=0.1, **EXCHANGE),
-        update_steps=list(PERIODIC),
-        kept=constant,
-        prune_rate=mest_rate,
-        kept_by_layer=lambda step: MEST_BUDGET,
-        keeps_layer_counts=True,
-    ),
-    "mest_soft_bound": MethodCase(
-        lambda tx: sj.mest_transform(tx, soft_bound=True, **EXCHANGE),
+        lambda tx: sj.mest_transform(
+            tx, soft_bound=True, gradient_weight=0.1, **EXCHANGE
+        ),
         update_steps=list(PERIODIC),
         kept=lambda step: sum(mest_above_budget(step).values()),
         prune_rate=mest_rate,

@@ -191,6 +191,14 @@ def test_shares_of_any_size_sum_to_the_total_within_the_room(total, shares, room
         assert abs(counts[i] - ratio * both) <= 2 + 1e-6 * total
 
 
+@pytest.mark.parametrize("parts", [3, 5, 11])
+def test_equal_shares_that_float32_rounds_up_or_down_are_equal_to_a_few_units(parts):
+    total, room = 1_500_000_001, [LARGEST // parts] * parts
+    counts = [int(n) for n in share(total, [jnp.float32(1)] * parts, room)]
+    assert sum(counts) == total
+    assert max(counts) - min(counts) <= 1e-6 * total
+
+
 def test_shares_that_are_no_numbers_count_as_none():
     shares = {"a": jnp.nan, "b": jnp.inf, "c": -3.0, "d": 1.0}
     counts = sj.share_out(7, shares, dict.fromkeys(shares, 10))

@@ -87,7 +87,7 @@ def itop_transform(
     Example:
         >>> import sparsejax as sj
         >>> tx = sj.itop_transform(
-        ...     optax.sgd(0.1), sparsity=0.9, total_steps=97_500, update_interval=4000)
+        ...     optax.sgd(0.1), sparsity=0.9, total_steps=88_000, update_interval=4000)
     """
     check_start(sparsity, masks)
     check_distribution(distribution)
