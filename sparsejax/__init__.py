@@ -12,6 +12,7 @@ from sparsejax.analysis.flops import layer_densities as layer_densities
 from sparsejax.analysis.summary import summary as summary
 from sparsejax.counts import drop_count as drop_count
 from sparsejax.counts import keep_count as keep_count
+from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.masks import PackedMask as PackedMask
@@ -31,10 +32,14 @@ from sparsejax.masks import union as union
 from sparsejax.masks import unpack_masks as unpack_masks
 from sparsejax.methods.acdc import acdc_phases as acdc_phases
 from sparsejax.methods.acdc import acdc_transform as acdc_transform
+from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
+from sparsejax.methods.itop import itop_transform as itop_transform
+from sparsejax.methods.mest import mest_transform as mest_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
 from sparsejax.methods.set import set_transform as set_transform
+from sparsejax.methods.snfs import snfs_transform as snfs_transform
 from sparsejax.methods.soft_threshold import fold_thresholds as fold_thresholds
 from sparsejax.methods.soft_threshold import init_thresholds as init_thresholds
 from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
@@ -62,9 +67,12 @@ from sparsejax.topology import exchange as exchange
 from sparsejax.topology import no_growth as no_growth
 from sparsejax.topology import prune_by_score as prune_by_score
 from sparsejax.topology import prune_magnitude as prune_magnitude
+from sparsejax.topology import refill as refill
 from sparsejax.topology import regrow_by_score as regrow_by_score
 from sparsejax.topology import regrow_gradient as regrow_gradient
 from sparsejax.topology import regrow_random as regrow_random
+from sparsejax.transform import Memory as Memory
+from sparsejax.transform import MemoryRule as MemoryRule
 from sparsejax.transform import Method as Method
 from sparsejax.transform import Snapshot as Snapshot
 from sparsejax.transform import SparsifyState as SparsifyState
@@ -78,6 +86,8 @@ __version__ = "0.1.0"
 __all__ = (
     "ForwardFlops",
     "LayerRule",
+    "Memory",
+    "MemoryRule",
     "Method",
     "PackedMask",
     "Snapshot",
@@ -102,6 +112,7 @@ __all__ = (
     "density_history",
     "difference",
     "drop_count",
+    "dsr_transform",
     "every",
     "exchange",
     "fold_thresholds",
@@ -112,6 +123,7 @@ __all__ = (
     "inference_flops",
     "init_sparse",
     "init_thresholds",
+    "itop_transform",
     "keep_count",
     "kth_largest",
     "layer_counts",
@@ -119,18 +131,22 @@ __all__ = (
     "layer_rules",
     "linear_prune_rate",
     "linear_sparsity",
+    "mest_transform",
     "no_growth",
     "overlap",
     "pack_masks",
     "prune_by_score",
     "prune_magnitude",
     "random_masks",
+    "refill",
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
     "rigl_step_flops",
     "rigl_transform",
     "set_transform",
+    "share_out",
+    "snfs_transform",
     "soft_threshold",
     "sparsify",
     "sparsity",

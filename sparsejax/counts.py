@@ -1,4 +1,4 @@
-"""How many weights a sparsity or a fraction stands for, exact to the unit.
+"""How many weights a sparsity, a fraction or a share stands for, exact to the unit.
 
 float32 has 24 bits: `0.9 * n` is already wrong by a unit at n of tens of millions, and
 `0.3 * 50` rounds up to more than 15, so that its ceiling is 16. Sparsities are known
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.checks import is_traced
+
+PyTree = Any
 
 _BITS = 12  # a digit in base 4096: the product of two digits fits an int32 many times
 _DIGITS = 7  # 84 bits of the fraction, so that all 53 of a float64 above 2^-31 count
@@ -115,3 +117,68 @@ def drop_count(fraction: Any, active: Any) -> jax.Array:
     exponent = 31 - jax.lax.clz(whole) - (53 if exact else 23)
     slack = jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
     return whole + (_compare(rest, slack) > 0).astype(jnp.int32)
+
+
+_SAME = 1024  # parts of a weight: float32 does not tell closer remainders apart
+
+
+def share_out(total: Any, shares: PyTree, room: PyTree) -> PyTree:
+    """Shares a number of weights out over layers, exactly and within their room.
+
+    Each layer gets its share, rounded down. What is still missing goes one by one to
+    the largest remainders, of equal ones to the earlier layer. A layer whose share
+    exceeds its room gets its room, and the others share the rest in the same
+    proportions; where none of them has a share, in proportion to their room.
+
+    At tens of millions of weights a layer's count can be off its share by some units,
+    as far as float32 knows the share. The total is exact always.
+
+    Args:
+        total: The number to share out, an int or an int32 scalar; may be traced.
+        shares: A tree of scalars, one a layer, in any unit; what is negative or not
+            finite counts as 0.
+        room: A tree like it of ints, the most that each layer can take.
+
+    Returns:
+        A tree like `room` of int32 scalars that sum to `total`, or all of the room
+        where that is less.
+
+    Example:
+        >>> shares, room = {"a": 5.0, "b": 2.0, "c": 2.0}, {"a": 4, "b": 9, "c": 9}
+        >>> jax.tree.map(int, share_out(11, shares, room))
+        {'a': 4, 'b': 4, 'c': 3}
+    """
+    most = jnp.stack([jnp.asarray(r, jnp.int32) for r in jax.tree.leaves(room)])
+    wanted = jnp.stack([jnp.asarray(s, jnp.float32) for s in jax.tree.leaves(shares)])
+    wanted = jnp.where(jnp.isfinite(wanted) & (wanted > 0), wanted, 0)
+    total = jnp.minimum(jnp.asarray(total, jnp.int32), jnp.sum(most, dtype=jnp.int32))
+
+    def quotas(full: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The share of each layer that is not full, its whole part and its rest."""
+        open_shares = jnp.where(full, 0, wanted)
+        open_room = jnp.where(full, 0, most).astype(jnp.float32)
+        parts = jnp.where(jnp.any(open_shares > 0), open_shares, open_room)
+        parts = parts / jnp.max(parts, initial=jnp.finfo(jnp.float32).tiny)
+        parts = parts / jnp.maximum(jnp.sum(parts), 1)
+        whole, rest = _multiply(parts, total - jnp.sum(jnp.where(full, most, 0)))
+        return whole, sum(rest[::-1], jnp.zeros_like(parts))
+
+    def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        full, _ = state
+        now_full = full | (quotas(full)[0] >= most)
+        return now_full, jnp.any(now_full != full)
+
+    full, _ = jax.lax.while_loop(
+        lambda state: state[1], more, (jnp.zeros(most.shape, bool), jnp.bool_(True))
+    )
+    whole, rest = quotas(full)
+    counts = jnp.where(full, most, whole)
+    rest = jnp.where(full, -1, jnp.round(rest * _SAME))
+    rank = jnp.argsort(jnp.argsort(-rest))
+    counts += (rank < total - jnp.sum(counts)) & ~full
+    # Where float32 rounded the shares of many weights, some are missing or too many.
+    missing, left = total - jnp.sum(counts), most - counts
+    counts += jnp.clip(missing - (jnp.cumsum(left) - left), 0, left)
+    counts -= jnp.clip(-missing - (jnp.cumsum(counts) - counts), 0, counts)
+    each = [counts[i] for i in range(len(most))]
+    return jax.tree.unflatten(jax.tree.structure(room), each)

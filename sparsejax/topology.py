@@ -208,10 +208,13 @@ class TopologyUpdate(NamedTuple):
         masks: The masks from now on.
         grown: A mask tree of the weights that start from zero: those newly active, and
             those dropped and chosen again in the same update.
+        scalars: The scalars that the method remembers from now on, `Memory.scalars`;
+            None leaves them as they are.
     """
 
     masks: PyTree
     grown: PyTree
+    scalars: Any = None
 
 
 def no_growth(masks: PyTree) -> TopologyUpdate:
@@ -251,6 +254,28 @@ def exchange(
     """
     kept = prune_by_score(drop_score, masks, fraction=fraction, scope="layer")
     active, left = count_active(masks, "layer"), count_active(kept, "layer")
-    dropped = jax.tree.map(jnp.subtract, active, left)
-    grown = _grow(grow_score, kept, dropped, "layer")
+    return refill(grow_score, kept, jax.tree.map(jnp.subtract, active, left))
+
+
+def refill(grow_score: PyTree, kept: PyTree, counts: PyTree) -> TopologyUpdate:
+    """Grows weights where an update has dropped some: the second half of an exchange.
+
+    Args:
+        grow_score: The highest of these among what is not kept are grown.
+        kept: The masks of the weights that stay.
+        counts: How many weights to grow in each layer, a tree like `kept` of ints.
+            Where fewer are inactive, all of them grow.
+
+    Returns:
+        The new masks and what has grown.
+
+    Raises:
+        ValueError: If the trees do not fit.
+
+    Example:
+        >>> kept, scores = jnp.array([True, False, False]), jnp.array([9.0, 2.0, 5.0])
+        >>> refill(scores, kept, 1).masks.tolist()
+        [True, False, True]
+    """
+    grown = _grow(grow_score, kept, counts, "layer")
     return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)

@@ -24,6 +24,19 @@ from sparsejax.trees import check_fit, is_left_dense, map_masked, mask_leaves, m
 PyTree = Any
 
 
+class Memory(NamedTuple):
+    """What a method remembers from one step to the next: for most methods, nothing.
+
+    Attributes:
+        slots: By name, trees like the masks with what it knows of each weight, such as
+            a running mean of gradients; `MemoryRule.observe` renews them at every step.
+        scalars: By name, a few scalars; an update of the topology renews them.
+    """
+
+    slots: Any = ()
+    scalars: Any = ()
+
+
 class Snapshot(NamedTuple):
     """What a method sees at an update step; one leaf is one layer in all its trees.
 
@@ -34,6 +47,7 @@ class Snapshot(NamedTuple):
         params: The parameters at this step.
         grads: The dense gradients at this step.
         rules: A `LayerRule` at each prunable leaf, known when the step is compiled.
+        memory: What the method remembers, these gradients observed.
     """
 
     step: jax.Array
@@ -42,6 +56,26 @@ class Snapshot(NamedTuple):
     params: PyTree
     grads: PyTree
     rules: PyTree
+    memory: Memory = Memory()
+
+
+class MemoryRule(NamedTuple):
+    """How a method's memory starts and what it takes from each step.
+
+    Attributes:
+        init: A function (params, rules) -> `Memory`. The slots must be made by mapping
+            over the two trees, so that `optax.tree.map_params` finds them.
+        observe: A pure function `Snapshot` -> the new `Memory.slots`, called at every
+            step, before the topology is updated; a step with a gradient that is not
+            finite leaves the slots as they are. It must work weight by weight: stacked
+            layers are not taken apart for it. None for slots that stay.
+        forgets: Whether the slots start anew after each update step, also after one
+            that was left out.
+    """
+
+    init: Callable[[PyTree, PyTree], Memory]
+    observe: Callable[[Snapshot], Any] | None = None
+    forgets: bool = False
 
 
 class Method(NamedTuple):
@@ -52,11 +86,13 @@ class Method(NamedTuple):
         update: A pure function `Snapshot` -> `TopologyUpdate`; None for masks that
             never change.
         is_update_step: A function step -> bool; None for never.
+        memory: How it remembers; None where a `Snapshot` is all that it needs.
     """
 
     init: Callable[[jax.Array, PyTree, PyTree], PyTree]
     update: Callable[[Snapshot], TopologyUpdate] | None = None
     is_update_step: Callable[[Any], Any] | None = None
+    memory: MemoryRule | None = None
 
 
 class TopologyFigures(NamedTuple):
@@ -91,6 +127,7 @@ class SparsifyState(NamedTuple):
         masks: The masks in force; `get_masks` finds them wherever they are nested.
         inner_state: The wrapped optimizer's state.
         figures: Counts to watch; read one with `optax.tree.get(state, "sparsity")`.
+        memory: What the method remembers.
     """
 
     step: jax.Array
@@ -98,6 +135,7 @@ class SparsifyState(NamedTuple):
     masks: PyTree
     inner_state: PyTree
     figures: TopologyFigures
+    memory: Memory
 
 
 def _is_placeholder(params: PyTree) -> bool:
@@ -146,7 +184,9 @@ _INACTIVE, _KEPT, _GROWN = 0, 1, 2
 
 def _encode(update: TopologyUpdate) -> PyTree:
     return map_masked(
-        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8), *update
+        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8),
+        update.masks,
+        update.grown,
     )
 
 
@@ -162,6 +202,7 @@ def sparsify(
 
     At step t, `update(grads, state, params)`
 
+    0. lets the method take what it remembers from the gradients, if it does;
     1. lets the method change the masks if t is one of its update steps, from the
        parameters and the dense gradients at t;
     2. masks the gradients and runs the inner optimizer on them;
@@ -219,6 +260,12 @@ def sparsify(
         split = split_layers(params, rules)
         return join_layers(method.init(key, split, split_rules(rules, params)), rules)
 
+    def first_memory(params: PyTree) -> Memory:
+        if method.memory is None:
+            return Memory()
+        rules = params if _is_placeholder(params) else rules_of(params)
+        return method.memory.init(params, rules)
+
     def init_fn(params: PyTree) -> SparsifyState:
         start = first_masks(params)
         masked = params if _is_placeholder(params) else apply_masks(params, start)
@@ -228,13 +275,49 @@ def sparsify(
             masks=start,
             inner_state=inner.init(masked),
             figures=_first_figures(start),
+            memory=first_memory(params),
         )
+
+    def observe(grads: PyTree, state: SparsifyState, params: PyTree) -> Memory:
+        if method.memory is None or method.memory.observe is None:
+            return state.memory
+        key = jax.random.wrap_key_data(state.key)
+        now = Snapshot(
+            step=state.step,
+            key=jax.random.fold_in(key, state.step),
+            masks=state.masks,
+            params=params,
+            grads=grads,
+            rules=rules_of(params),
+            memory=state.memory,
+        )
+        sound = _all_finite(grads)
+        slots = jax.tree.map(
+            lambda new, old: jnp.where(sound & jnp.isfinite(new), new, old),
+            method.memory.observe(now),
+            state.memory.slots,
+        )
+        return state.memory._replace(slots=slots)
+
+    def forget(memory: Memory, params: PyTree, is_update_step: jax.Array) -> Memory:
+        if method.memory is None or not method.memory.forgets:
+            return memory
+        slots = jax.tree.map(
+            lambda fresh, slot: jnp.where(is_update_step, fresh, slot),
+            first_memory(params).slots,
+            memory.slots,
+        )
+        return memory._replace(slots=slots)
 
     def topology_update(
         grads: PyTree, state: SparsifyState, params: PyTree
-    ) -> tuple[PyTree, TopologyFigures]:
+    ) -> tuple[PyTree, TopologyFigures, Any]:
         rules = rules_of(params)
         key = jax.random.wrap_key_data(state.key)
+        slots = {
+            name: split_layers(tree, rules)
+            for name, tree in dict(state.memory.slots).items()
+        }
         snapshot = Snapshot(
             step=state.step,
             key=jax.random.fold_in(key, state.step),
@@ -242,6 +325,7 @@ def sparsify(
             params=split_layers(params, rules),
             grads=split_layers(grads, rules),
             rules=split_rules(rules, params),
+            memory=state.memory._replace(slots=slots),
         )
         assert method.update is not None
         proposed = method.update(snapshot)
@@ -255,7 +339,12 @@ def sparsify(
             grown=map_masked(lambda g: g & sound, join_layers(proposed.grown, rules)),
         )
         figures = _figures(state.masks, update, state.figures, sound)
-        return _encode(update), figures
+        scalars = state.memory.scalars
+        if proposed.scalars is not None:
+            scalars = jax.tree.map(
+                lambda new, old: jnp.where(sound, new, old), proposed.scalars, scalars
+            )
+        return _encode(update), figures, scalars
 
     def update_fn(
         updates: PyTree,
@@ -271,17 +360,23 @@ def sparsify(
             )
         check_fit(state.masks, params)
         check_fit(state.masks, grads, "grads")
+        state = state._replace(memory=observe(grads, state, params))
         if method.update is None or method.is_update_step is None:
             is_update_step = jnp.zeros([], bool)
             codes, figures = _encode(no_growth(state.masks)), state.figures
+            scalars = state.memory.scalars
         else:
             is_update_step = jnp.asarray(method.is_update_step(state.step))
-            # Only masks and scalars come out of the conditional: parameters or
-            # optimizer state would be copied at every ordinary step.
-            codes, figures = jax.lax.cond(
+            # Only masks and scalars come out of the conditional: parameters, optimizer
+            # state or the method's slots would be copied at every ordinary step.
+            codes, figures, scalars = jax.lax.cond(
                 is_update_step,
                 lambda: topology_update(grads, state, params),
-                lambda: (_encode(no_growth(state.masks)), state.figures),
+                lambda: (
+                    _encode(no_growth(state.masks)),
+                    state.figures,
+                    state.memory.scalars,
+                ),
             )
         masks_now = map_masked(lambda code: code != _INACTIVE, codes)
         kept = map_masked(lambda code: code == _KEPT, codes)
@@ -301,6 +396,9 @@ def sparsify(
                 inner, inner_state, params, kept, grown, is_update_step
             ),
             figures=figures,
+            memory=forget(
+                state.memory._replace(scalars=scalars), params, is_update_step
+            ),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

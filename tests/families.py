@@ -79,6 +79,10 @@ class MethodCase(NamedTuple):
         kept_by_layer: The same as `kept` by layer, where the method fixes it.
         keeps_layer_counts: Whether a layer's count never changes.
         restores: Whether all weights come back at an update step.
+        grown_by_layer: The weights that each layer grows at an update step, where they
+            are not the prune rate's part of its active ones.
+        redistributes: Whether layers grow other numbers than they dropped; of the prune
+            rate's part of all layers, where there is a prune rate.
     """
 
     wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation]
@@ -88,6 +92,8 @@ class MethodCase(NamedTuple):
     kept_by_layer: Callable[[int], dict[str, int]] | None = None
     keeps_layer_counts: bool = False
     restores: Callable[[int], bool] = lambda step: False
+    grown_by_layer: Callable[[int], dict[str, int]] | None = None
+    redistributes: bool = False
 
 
 def constant(step: int) -> int:
@@ -109,6 +115,27 @@ def is_dense_phase(step: int) -> bool:
 
 def granet_rate(step: int) -> float:
     return cosine(0.5, 0.005, STEPS, step)
+
+
+def mest_rate(step: int) -> float:
+    return 0.2 if step < STEPS * 9 / 16 else 0.1 if step < STEPS * 3 / 4 else 0.0
+
+
+# A fifth of each layer is 57.6, 16 and 0.2 weights.
+MEST_BUDGET = {"conv/kernel": 58, "dense/kernel": 16, "scale/kernel": 0}
+
+
+def mest_growth(step: int) -> dict[str, int]:
+    return {
+        path: min(math.ceil(mest_rate(step) * n - 1e-9), LAYERS[path] - n)
+        for path, n in MEST_BUDGET.items()
+    }
+
+
+def mest_above_budget(step: int) -> dict[str, int]:
+    if step < 0:
+        return MEST_BUDGET
+    return {path: n + mest_growth(step)[path] for path, n in MEST_BUDGET.items()}
 
 
 GRADUAL = {
@@ -145,6 +172,38 @@ METHODS = {
         prune_rate=lambda step: cosine(0.4, 0.0, RIGL_STOP, step),
         keeps_layer_counts=True,
     ),
+    "itop": MethodCase(
+        lambda tx: sj.itop_transform(tx, gradient_steps=3, **EXCHANGE),
+        update_steps=list(PERIODIC),
+        kept=constant,
+        prune_rate=lambda step: cosine(0.5, 0.005, STEPS, step),
+        keeps_layer_counts=True,
+    ),
+    "snfs": MethodCase(
+        lambda tx: sj.snfs_transform(tx, distribution="erk", **EXCHANGE),
+        update_steps=list(PERIODIC),
+        kept=constant,
+        prune_rate=lambda step: cosine(0.5, 0.005, STEPS, step),
+        redistributes=True,
+    ),
+    "dsr": MethodCase(
+        lambda tx: sj.dsr_transform(
+            tx, initial_threshold=0.1, distribution="erk", **EXCHANGE
+        ),
+        update_steps=list(PERIODIC),
+        kept=constant,
+        redistributes=True,
+    ),
+    "mest": MethodCase(
+        lambda tx: sj.mest_transform(
+            tx, soft_bound=True, gradient_weight=0.1, **EXCHANGE
+        ),
+        update_steps=list(PERIODIC),
+        kept=lambda step: sum(mest_above_budget(step).values()),
+        prune_rate=mest_rate,
+        kept_by_layer=mest_above_budget,
+        grown_by_layer=mest_growth,
+    ),
     "gmp_global": MethodCase(
         lambda tx: sj.gmp_transform(tx, **GRADUAL),
         update_steps=[step for step in TO_THE_END if step <= END],
@@ -175,6 +234,15 @@ METHODS = {
         update_steps=PHASES,
         kept=lambda step: keep(0.0 if is_dense_phase(step) else SPARSITY, TOTAL),
         restores=is_dense_phase,
+    ),
+    "granet_momentum": MethodCase(
+        lambda tx: sj.granet_transform(
+            tx, total_steps=STEPS, scope="layer", grow="momentum", **GRADUAL
+        ),
+        update_steps=TO_THE_END,
+        kept=lambda step: sum(gradual_by_layer(step).values()),
+        kept_by_layer=gradual_by_layer,
+        prune_rate=granet_rate,
     ),
 }
 

@@ -1,5 +1,6 @@
 """Numbers of weights are exact to the unit, at any size that an int32 can count."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -132,3 +133,73 @@ def test_counts_are_int32_also_with_64_bit_types():
         assert sj.drop_count(0.3, jnp.int32(50)).dtype == jnp.int32
         assert int(sj.drop_count(0.3, 50)) == 15
         assert int(jax.jit(sj.keep_count)(jnp.float32(0.25), 10)) == 8
+
+
+# Shares of a number over layers.
+
+share = jax.jit(sj.share_out)
+
+
+def exact_shares(total: int, shares: list[int], room: list[int]) -> list[int]:
+    """Quotas in rational numbers, full layers full, by largest remainder."""
+    total = min(total, sum(room))
+    full: set[int] = set()
+    while True:
+        rest = total - sum(room[i] for i in full)
+        others = [i for i in range(len(room)) if i not in full]
+        parts = {i: shares[i] for i in others}
+        if not any(parts.values()):
+            parts = {i: room[i] for i in others}
+        whole = sum(parts.values())
+        quota = {i: Fraction(rest * parts[i], whole) if whole else 0 for i in others}
+        over = {i for i in others if quota[i] >= room[i]}
+        if not over:
+            break
+        full |= over
+    counts = [room[i] if i in full else math.floor(quota[i]) for i in range(len(room))]
+    by_remainder = sorted(others, key=lambda i: counts[i] - quota[i])
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+LAYERS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 60)), min_size=5)
+
+
+@thorough
+@given(st.integers(0, 250), LAYERS)
+def test_shares_are_those_of_rational_numbers(total, layers):
+    shares, room = ([layer[i] for layer in layers[:5]] for i in (0, 1))
+    counts = share(total, [jnp.float32(s) for s in shares], room)
+    assert [int(n) for n in counts] == exact_shares(total, shares, room)
+
+
+@moderate
+@given(
+    st.integers(0, LARGEST),
+    st.lists(st.floats(0, 2.0**100, width=32), min_size=5, max_size=5),
+    st.lists(st.integers(0, LARGEST // 5), min_size=5, max_size=5),
+)
+def test_shares_of_any_size_sum_to_the_total_within_the_room(total, shares, room):
+    counts = [int(n) for n in share(total, [jnp.float32(s) for s in shares], room)]
+    assert sum(counts) == min(total, sum(room))
+    assert all(0 <= n <= most for n, most in zip(counts, room))
+    not_full = [i for i in range(5) if counts[i] < room[i] and shares[i] > 0]
+    for i, j in itertools.pairwise(not_full):
+        ratio = shares[i] / (shares[i] + shares[j])
+        both = counts[i] + counts[j]
+        assert abs(counts[i] - ratio * both) <= 2 + 1e-6 * total
+
+
+@pytest.mark.parametrize("parts", [3, 5, 11])
+def test_equal_shares_that_float32_rounds_up_or_down_are_equal_to_a_few_units(parts):
+    total, room = 1_500_000_001, [LARGEST // parts] * parts
+    counts = [int(n) for n in share(total, [jnp.float32(1)] * parts, room)]
+    assert sum(counts) == total
+    assert max(counts) - min(counts) <= 1e-6 * total
+
+
+def test_shares_that_are_no_numbers_count_as_none():
+    shares = {"a": jnp.nan, "b": jnp.inf, "c": -3.0, "d": 1.0}
+    counts = sj.share_out(7, shares, dict.fromkeys(shares, 10))
+    assert jax.tree.map(int, counts) == {"a": 0, "b": 0, "c": 0, "d": 7}

@@ -152,17 +152,21 @@ def rigl(step, w, g, mask):
     return drop_and_grow(w, size_of_gradient, mask, cosine(0.3, 0.0, t_end, step))
 
 
-def set_(step, w, g, mask):
+def random_scores(step):
     """The scores are this library's: a key of the seed, the step and the layer."""
-    if not periodic(step):
-        return None
     key = jax.random.fold_in(jax.random.key(SEED), step)
     scores = {}
     for name, shape in SHAPES.items():
         layer_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         bits = np.asarray(jax.random.bits(layer_key, shape, jnp.uint32))
         scores[name] = (bits >> 1).astype(np.int64)
-    return drop_and_grow(w, scores, mask, 0.3)
+    return scores
+
+
+def set_(step, w, g, mask):
+    if not periodic(step):
+        return None
+    return drop_and_grow(w, random_scores(step), mask, 0.3)
 
 
 PHASES = [5, 12, 18, 25, 33]  # sparse, dense, sparse, dense, sparse
@@ -239,10 +243,8 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, momentum):
-    transform, settings, oracle = METHODS[method]
+def compare_with_oracle(transform, settings, oracle, momentum):
+    """Checks a run step by step; gives the steps at which masks changed."""
     inner = optax.sgd(LEARNING_RATE, momentum=momentum or None)
     tx = transform(inner, seed=SEED, **settings)
     params, state = sj.init_sparse(tx, START)
@@ -256,7 +258,7 @@ def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, momentum):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    changes = 0
+    changes = []
     for t, (mask, w, v) in enumerate(train(oracle, masks, momentum)):
         params, state = step(params, state, NOISE[t])
         found = sj.get_masks(state)
@@ -267,10 +269,18 @@ def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, momentum):
             if momentum:
                 trace = optax.tree.get(state, "trace")
                 np.testing.assert_allclose(trace[name], v[name], atol=1e-3)
-        changes += any((mask[name] != masks[name]).any() for name in SHAPES)
+        if any((mask[name] != masks[name]).any() for name in SHAPES):
+            changes.append(t)
         masks = mask
+    return changes
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, momentum):
+    changes = compare_with_oracle(*METHODS[method], momentum)
     expected = {"static": 0, "AC/DC": 5, "GMP": 7, "RigL": 8, "SET": 11, "GraNet": 12}
-    assert changes == expected[method.split()[0].rstrip(",")]
+    assert len(changes) == expected[method.split()[0].rstrip(",")]
 
 
 # The update of the official GraNet code, in both of its forms.

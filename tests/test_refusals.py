@@ -37,6 +37,26 @@ def set_(**settings):
     return sj.set_transform(SGD, **known | settings)
 
 
+def itop(**settings):
+    known = {"sparsity": 0.9, "total_steps": 100, "update_interval": 5}
+    return sj.itop_transform(SGD, **known | settings)
+
+
+def snfs(**settings):
+    known = {"sparsity": 0.9, "total_steps": 100, "update_interval": 5}
+    return sj.snfs_transform(SGD, **known | settings)
+
+
+def dsr(**settings):
+    known = {"sparsity": 0.9, "total_steps": 100, "update_interval": 5}
+    return sj.dsr_transform(SGD, **known | settings)
+
+
+def mest(**settings):
+    known = {"sparsity": 0.9, "total_steps": 100, "update_interval": 5}
+    return sj.mest_transform(SGD, **known | settings)
+
+
 def static(**settings):
     return sj.static_transform(SGD, **{"sparsity": 0.5} | settings)
 
@@ -75,6 +95,7 @@ RANGE = r"must be in \[0, 1\), the fraction of prunable weights that are zero; g
 OPEN = r"must be in \(0, 1\), both excluded; got "
 NAMES = "must be one of 'erk', 'er', 'uniform'; got "
 SCOPES = "must be one of 'global', 'layer'; got "
+EXCHANGING = (rigl, set_, itop, snfs, dsr, mest)
 AT_LEAST_1 = "must be an integer of at least 1; got "
 
 TABLE = {
@@ -156,14 +177,21 @@ TABLE = {
         (lambda: set_(total_steps=0), "^total_steps " + AT_LEAST_1 + "0"),
         (lambda: sj.cosine_prune_rate(0.5, 0), "^total_steps " + AT_LEAST_1 + "0"),
         (lambda: sj.linear_prune_rate(0.5, 0.5), "^total_steps " + AT_LEAST_1 + "0.5"),
+        *(
+            (lambda make=make: make(stop_step=-1), "^stop_step " + AT_LEAST_1 + "-1")
+            for make in EXCHANGING
+        ),
         (lambda: rigl(stop_step=0), "^stop_step " + AT_LEAST_1 + "0"),
-        (lambda: set_(stop_step=-1), "^stop_step " + AT_LEAST_1 + "-1"),
+        *(
+            (lambda make=make: make(begin_step=100), "^begin_step .* total_steps=100")
+            for make in EXCHANGING
+        ),
         (lambda: granet(stop_step=5.5), "^stop_step " + AT_LEAST_1 + "5.5"),
     ],
     "interval": [
         *(
             (lambda make=make, bad=bad: make(update_interval=bad), message)
-            for make in (granet, gmp, rigl, set_)
+            for make in (granet, gmp, *EXCHANGING)
             for bad, message in [
                 (0, "^update_interval " + AT_LEAST_1 + "0"),
                 (True, "^update_interval " + AT_LEAST_1 + "True"),
@@ -171,13 +199,12 @@ TABLE = {
                 ("5", "^update_interval " + AT_LEAST_1 + "'5'"),
             ]
         ),
-        (
-            lambda: rigl(update_interval=100),
-            "^update_interval .* below total_steps=100",
-        ),
-        (
-            lambda: set_(update_interval=100),
-            "^update_interval .* below total_steps=100",
+        *(
+            (
+                lambda make=make: make(update_interval=100),
+                "^update_interval .* below total_steps=100",
+            )
+            for make in EXCHANGING
         ),
         (lambda: sj.every(-3), "^update_interval " + AT_LEAST_1 + "-3"),
     ],
@@ -187,7 +214,7 @@ TABLE = {
                 lambda make=make, bad=bad: make(prune_rate=bad),
                 f"^prune_rate {OPEN}{bad}",
             )
-            for make in (granet, rigl, set_)
+            for make in (granet, *EXCHANGING)
             for bad in (0.0, 1.0, -0.1, 1.5, NAN)
         ),
         (lambda: sj.constant_prune_rate(1), "^prune_rate " + OPEN + "1"),
@@ -196,10 +223,64 @@ TABLE = {
             r"^final_prune_rate must be in \[0, prune_rate=0.5\]; got 0.6",
         ),
     ],
+    "growth": [
+        (
+            lambda: granet(grow="Gradient"),
+            "^grow must be one of 'gradient', 'momentum', 'random'; got 'Gradient'",
+        ),
+        (
+            lambda: itop(grow="momentum"),
+            "^grow must be one of 'gradient', 'random'; got 'momentum'",
+        ),
+        *(
+            (
+                lambda make=make: make(gradient_steps=0),
+                "^gradient_steps " + AT_LEAST_1 + "0",
+            )
+            for make in (granet, rigl, itop)
+        ),
+        *(
+            (
+                lambda make=make: make(gradient_steps=6),
+                "^gradient_steps must be 1, .* up to update_interval=5; got 6",
+            )
+            for make in (granet, rigl, itop)
+        ),
+        (
+            lambda: granet(grow="momentum", gradient_steps=2),
+            "^gradient_steps must be 1, .* got 2 with grow='momentum'",
+        ),
+        (
+            lambda: itop(grow="random", gradient_steps=2),
+            "^gradient_steps must be 1, .* got 2 with grow='random'",
+        ),
+        *(
+            (
+                lambda make=make, bad=bad: make(momentum=bad),
+                rf"^momentum must be in \[0, 1\), .* got {bad}",
+            )
+            for make in (granet, snfs)
+            for bad in (1.0, -0.1, NAN)
+        ),
+        *(
+            (
+                lambda bad=bad: dsr(initial_threshold=bad),
+                f"^initial_threshold must be a finite number above 0; got {bad}",
+            )
+            for bad in (0.0, -1.0, NAN, float("inf"))
+        ),
+        *(
+            (
+                lambda bad=bad: mest(gradient_weight=bad),
+                f"^gradient_weight must be a finite number of at least 0; got {bad}",
+            )
+            for bad in (-0.1, NAN, float("inf"))
+        ),
+    ],
     "distribution": [
         *(
             (lambda make=make: make(distribution="ERK"), f"^distribution {NAMES}'ERK'")
-            for make in (granet, rigl, set_, static)
+            for make in (granet, static, *EXCHANGING)
         ),
         (lambda: random(0.5, None), f"^distribution {NAMES}None"),
         (
@@ -225,6 +306,7 @@ TABLE = {
     ],
     "scope": [
         (lambda: gmp(scope="local"), f"^scope {SCOPES}'local'"),
+        (lambda: granet(scope="uniform"), f"^scope {SCOPES}'uniform'"),
         (lambda: sj.count_active(MASKS, "local"), f"^scope {SCOPES}'local'"),
         (lambda: sj.density(MASKS, "local"), f"^scope {SCOPES}'local'"),
         (lambda: sj.top_k_mask(THREE, 1, scope="layers"), f"^scope {SCOPES}'layers'"),
@@ -393,8 +475,14 @@ TABLE = {
         ),
     ],
     "neither or both": [
-        (lambda: rigl(sparsity=None), "^exactly one of sparsity and masks .* neither"),
-        (lambda: set_(sparsity=None), "^exactly one of sparsity and masks .* neither"),
+        *(
+            (
+                lambda make=make: make(sparsity=None),
+                "^exactly one of sparsity and masks .* neither",
+            )
+            for make in EXCHANGING
+        ),
+        (lambda: mest(masks=MASKS), "^exactly one of sparsity and masks .* both"),
         (lambda: static(masks=MASKS), "^exactly one of sparsity and masks .* both"),
         (random, "needs exactly one of sparsity and counts; got sparsity=None"),
         (
@@ -521,7 +609,7 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("make", [granet, gmp, rigl, set_, static, acdc])
+@pytest.mark.parametrize("make", [granet, gmp, static, acdc, *EXCHANGING])
 def test_the_settings_that_the_table_starts_from_are_accepted(make):
     updates, _ = step(make(**{} if make in (granet, gmp, acdc) else {"sparsity": 0.5}))
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)

@@ -51,7 +51,7 @@ class State(NamedTuple):
 # batched one would turn it into a select of both sides, at every step.
 _STATE_AXES = State(
     params=0,
-    opt_state=sj.SparsifyState(None, 0, 0, 0, 0),  # type: ignore[arg-type]
+    opt_state=sj.SparsifyState(None, 0, 0, 0, 0, 0),  # type: ignore[arg-type]
 )
 
 MakeTransform = Callable[[Replica], optax.GradientTransformationExtraArgs]

@@ -73,11 +73,9 @@ def sparse_optimizer(
         case "rigl":
             rate = config.prune_rate.rigl
             return sj.rigl_transform(inner, prune_rate=rate, **periodic, **drawn)
-        case "rigl_itop":  # RigL whose exchange goes on, and slows, over the whole run
+        case "rigl_itop":
             rate = config.prune_rate.rigl_itop
-            return sj.rigl_transform(
-                inner, prune_rate=rate, stop_step=total_steps, **periodic, **drawn
-            )
+            return sj.itop_transform(inner, prune_rate=rate, **periodic, **drawn)
         case "gmp":
             return sj.gmp_transform(inner, masks=masks, seed=seed, **gradual)
         case "granet" | "granet_st":

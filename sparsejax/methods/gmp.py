@@ -7,6 +7,10 @@ weights of smallest magnitude are dropped, to the sparsity
 
 and never come back. Zhu & Gupta prune each layer to s(t); ranking all layers together,
 as here by default and in the GraNet paper's GMP, lets layers differ.
+
+Gale et al., "The State of Sparsity in Deep Neural Networks", arXiv 1902.09574, compare
+other methods with pruning along this cubic. Their first layer left dense and their last
+one less sparse than the others (not verified) are rules of `prunable`.
 """
 
 from typing import Any

@@ -12,6 +12,11 @@ arXiv 2106.10404. At each update step t,
 Dense-to-sparse training starts from dense masks (s_i = 0), sparse-to-sparse (GraNet-ST)
 from random ERK masks at s_i > 0. Pruning ends at t_end, regeneration goes on.
 
+GraNet-uniform prunes each layer to s(t) by itself instead (`scope="layer"`, from sparse
+with `distribution="uniform"`). Growth can also be by the momentum of the gradients, of
+inactive weights too, or by the mean gradient of some steps, for small batches. (Growth
+by momentum is an option of the official code as well, but momentum is masked there.)
+
 What differs from the official code: masks at the start have exact counts instead of
 Bernoulli ones; s_f is reached at t_end (the official schedule stops one update short);
 ties are broken by position, so that counts are exact; weights and gradients are those
@@ -24,9 +29,10 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_stop, check_within
+from sparsejax.checks import SCOPES, check_choice, check_stop, check_within
 from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
+from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, cubic_sparsity, every
 from sparsejax.topology import TopologyUpdate, exchange
@@ -46,6 +52,10 @@ def granet_transform(
     begin_step: int = 0,
     prune_rate: float = 0.5,
     stop_step: int | None = None,
+    scope: str = "global",
+    grow: str = "gradient",
+    gradient_steps: int = 1,
+    momentum: float = 0.9,
     distribution: Distribution = "erk",
     sparsity_schedule: Schedule | None = None,
     prune_rate_schedule: Schedule | None = None,
@@ -70,12 +80,19 @@ def granet_transform(
         prune_rate: r_0 in (0, 1), the fraction of a layer that is regenerated.
         stop_step: The last step at which connections are regenerated; None for the
             whole run, as in the paper's code.
+        scope: "global" prunes all layers together, "layer" each to s(t).
+        grow: "gradient" grows by |dL/dw|, "momentum" by the magnitude of its running
+            mean, "random" at random.
+        gradient_steps: With "gradient", grow by the mean gradient of the last so many
+            steps, at most `update_interval`, those since the last update at most. This
+            and "momentum" take a float32 for each prunable weight.
+        momentum: With "momentum", how much of the mean stays at a step, in [0, 1).
         distribution: How s_i is shared out over layers; see `sparsejax.layer_counts`.
         sparsity_schedule: Instead of the cubic, a function of the step.
         prune_rate_schedule: Instead of the cosine, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of dense or random ones.
-        seed: Seed of the random masks.
+        seed: Seed of the random masks and of random growth.
 
     Returns:
         The wrapped optimizer; see `sparsejax.sparsify`.
@@ -98,8 +115,19 @@ def granet_transform(
     check_within("update_interval", update_interval, total_steps)
     check_stop(stop_step)
     check_distribution(distribution)
-    plan = PrunePlan(sparsity_schedule or cubic, begin_step, end_step, update_interval)
+    check_choice("scope", scope, SCOPES)
+    plan = PrunePlan(
+        sparsity_schedule or cubic, begin_step, end_step, update_interval, scope
+    )
     rate_at = prune_rate_schedule or cosine
+    is_update_step = lambda step: is_periodic(step) | (step == end_step)  # noqa: E731
+    growth = growth_by(
+        grow,
+        is_update_step,
+        update_interval,
+        gradient_steps=gradient_steps,
+        momentum=momentum,
+    )
 
     def update(now: Snapshot) -> TopologyUpdate:
         masks = prune_to_plan(now, plan)
@@ -108,7 +136,7 @@ def granet_transform(
             rate = jnp.where(now.step <= stop_step, rate, 0.0)
         return exchange(
             drop_score=scores.magnitude(now.params, masks),
-            grow_score=scores.magnitude(now.grads, masks),
+            grow_score=growth.score(now, masks),
             masks=masks,
             fraction=rate,
         )
@@ -118,6 +146,7 @@ def granet_transform(
             key, params, rules, plan, initial_sparsity, distribution
         ),
         update=update,
-        is_update_step=lambda step: is_periodic(step) | (step == end_step),
+        is_update_step=is_update_step,
+        memory=growth.memory,
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

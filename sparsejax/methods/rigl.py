@@ -7,6 +7,9 @@ grown, with
 
     r(t) = r_0 (1 + cos(pi t / T_end)) / 2.
 
+With small batches the gradient of one is noisy: `gradient_steps` ranks by the mean
+gradient over the last steps up to the update, which is not in the paper.
+
 What differs from the official code: on update steps, which it spends on the masks
 alone, the kept weights take their optimizer step too; |w| gets no noise against ties.
 """
@@ -19,6 +22,7 @@ from sparsejax import scores
 from sparsejax.checks import check_start, check_stop, check_within
 from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import masks_by_rule
+from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
 from sparsejax.topology import TopologyUpdate, exchange
@@ -34,6 +38,7 @@ def rigl_transform(
     prune_rate: float = 0.3,
     begin_step: int = 0,
     stop_step: int | None = None,
+    gradient_steps: int = 1,
     distribution: Distribution = "erk",
     prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
@@ -53,6 +58,8 @@ def rigl_transform(
         begin_step: Updates start after this step.
         stop_step: T_end, the last step at which masks change and where the prune rate
             reaches 0; None for 75 % of the run, as in the paper.
+        gradient_steps: Grow by the mean gradient of the last so many steps, at most
+            `update_interval`; above 1 it takes a float32 for each prunable weight.
         distribution: How the sparsity is shared out over layers: "erk", "er",
             "uniform", or a function; see `sparsejax.layer_counts`.
         prune_rate_schedule: Instead of the cosine, a function of the step.
@@ -81,11 +88,15 @@ def rigl_transform(
     end = max(total_steps * 3 // 4, 1) if stop_step is None else stop_step
     cosine = cosine_prune_rate(prune_rate, end)
     rate_at = prune_rate_schedule or cosine
+    is_update_step = lambda step: is_periodic(step) & (step <= end)  # noqa: E731
+    growth = growth_by(
+        "gradient", is_update_step, update_interval, gradient_steps=gradient_steps
+    )
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(
             drop_score=scores.magnitude(now.params, now.masks),
-            grow_score=scores.magnitude(now.grads, now.masks),
+            grow_score=growth.score(now, now.masks),
             masks=now.masks,
             fraction=rate_at(now.step),
         )
@@ -95,6 +106,7 @@ def rigl_transform(
             key, params, rules, sparsity, distribution
         ),
         update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+        is_update_step=is_update_step,
+        memory=growth.memory,
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

@@ -1,0 +1,125 @@
+"""ITOP, in-time over-parameterization: exchange much and seldom, to the end of the run.
+
+Liu et al., "Do We Actually Need Dense Over-Parameterization? In-Time
+Over-Parameterization in Sparse Training", arXiv 2102.02887. A sparse network does as
+well as a dense one once it has tried enough weights in time: what counts is the share
+R_s of all weights that were ever active. So RigL (RigL-ITOP) or SET (SET-ITOP) explore
+more: from random ERK masks, in each layer the fraction r(t) of smallest |w| is dropped
+and as many of largest |dL/dw|, or at random, are grown, with
+
+    r(t) = 0.005 + (r_0 - 0.005) (1 + cos(pi t / T)) / 2
+
+over the whole run T, r_0 = 0.5, and long intervals, for the weights grown to train. The
+authors' commands for CIFAR at batch size 128 have 4000 steps (RigL) and 1500 (SET).
+
+R_s is the density of the union of all masks so far: start from those of the first state
+and after each update take `explored = sj.union(explored, sj.get_masks(opt_state))`;
+then R_s is `sj.density(explored)`.
+
+What differs from the authors' code: first masks have exact counts instead of Bernoulli
+ones; ties are broken by position, so that counts are exact; weights and gradients are
+those of the same step; a weight dropped and grown in one update restarts from zero.
+"""
+
+from typing import Any
+
+import optax
+
+from sparsejax import scores
+from sparsejax.checks import check_choice, check_start, check_stop, check_within
+from sparsejax.distributions import Distribution, check_distribution
+from sparsejax.masks import masks_by_rule
+from sparsejax.methods.growth import growth_by
+from sparsejax.parameters import Prunable
+from sparsejax.schedules import Schedule, cosine_prune_rate, every
+from sparsejax.topology import TopologyUpdate, exchange
+from sparsejax.transform import Method, Snapshot, sparsify
+
+FINAL_PRUNE_RATE = 0.005
+
+
+def itop_transform(
+    inner: optax.GradientTransformation,
+    *,
+    sparsity: float | None = None,
+    total_steps: int,
+    update_interval: int,
+    grow: str = "gradient",
+    prune_rate: float = 0.5,
+    begin_step: int = 0,
+    stop_step: int | None = None,
+    gradient_steps: int = 1,
+    distribution: Distribution = "erk",
+    prune_rate_schedule: Schedule | None = None,
+    prunable: Prunable = None,
+    masks: Any = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains at constant sparsity, exploring as many weights in time as it can.
+
+    Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.
+
+    Args:
+        inner: The optimizer to wrap.
+        sparsity: Overall sparsity in [0, 1); leave it out with `masks`.
+        total_steps: T, the length of the run; the prune rate decays over all of it.
+        update_interval: Steps between updates, at least 1; long ones, see above.
+        grow: "gradient" for RigL-ITOP, "random" for SET-ITOP.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is exchanged.
+        begin_step: Updates start after this step.
+        stop_step: The last step at which masks change; None for the whole run.
+        gradient_steps: Grow by the mean gradient of the last so many steps, at most
+            `update_interval`; for small batches.
+        distribution: How the sparsity is shared out over layers: "erk", "er",
+            "uniform", or a function; see `sparsejax.layer_counts`.
+        prune_rate_schedule: Instead of the cosine, a function of the step.
+        prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
+        masks: Masks to start from instead of random ones.
+        seed: Seed of the random masks and of random growth.
+
+    Returns:
+        The wrapped optimizer; see `sparsejax.sparsify`.
+
+    Raises:
+        ValueError: If an argument is out of range, or not exactly one of `sparsity` and
+            `masks` is given.
+
+    Example:
+        >>> import sparsejax as sj
+        >>> tx = sj.itop_transform(
+        ...     optax.sgd(0.1), sparsity=0.9, total_steps=88_000, update_interval=4000)
+    """
+    check_start(sparsity, masks)
+    check_distribution(distribution)
+    check_choice("grow", grow, ("gradient", "random"))
+    is_periodic = every(update_interval, begin_step)
+    check_within("begin_step", begin_step, total_steps)
+    check_within("update_interval", update_interval, total_steps)
+    check_stop(stop_step)
+    end = total_steps if stop_step is None else stop_step
+    cosine = cosine_prune_rate(
+        prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
+    )
+    rate_at = prune_rate_schedule or cosine
+    is_update_step = lambda step: is_periodic(step) & (step <= end)  # noqa: E731
+    growth = growth_by(
+        grow, is_update_step, update_interval, gradient_steps=gradient_steps
+    )
+
+    def update(now: Snapshot) -> TopologyUpdate:
+        return exchange(
+            drop_score=scores.magnitude(now.params, now.masks),
+            grow_score=growth.score(now, now.masks),
+            masks=now.masks,
+            fraction=rate_at(now.step),
+        )
+
+    method = Method(
+        init=lambda key, params, rules: masks_by_rule(
+            key, params, rules, sparsity, distribution
+        ),
+        update=update,
+        is_update_step=is_update_step,
+        memory=growth.memory,
+    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
