@@ -34,7 +34,7 @@ def images_per_second(options: argparse.Namespace, method: str) -> float:
     config.batch_size = options.batch_size
     config.total_steps = options.steps
     config.log_every_steps = options.log_every
-    config.steps_per_call = min(config.steps_per_call, options.log_every)
+    config.steps_per_call = options.steps_per_call
     interval = min(config.update_interval_steps, max(1, options.steps // 4))
     config.update_interval_steps = interval
     config.checkpoint_every_steps = options.steps
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=3000, help="of each run")
     parser.add_argument("--log_every", type=int, default=500, help="steps; and timed")
+    parser.add_argument("--steps_per_call", type=int, default=50, help="1 on a CPU")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each")
     options = parser.parse_args()
     print(f"{options.config}, batch {options.batch_size}, {options.dtype}; {machine()}")

@@ -75,6 +75,7 @@ from sparsejax.transform import Memory as Memory
 from sparsejax.transform import MemoryRule as MemoryRule
 from sparsejax.transform import Method as Method
 from sparsejax.transform import Snapshot as Snapshot
+from sparsejax.transform import SparseTransformation as SparseTransformation
 from sparsejax.transform import SparsifyState as SparsifyState
 from sparsejax.transform import TopologyFigures as TopologyFigures
 from sparsejax.transform import get_masks as get_masks
@@ -91,6 +92,7 @@ __all__ = (
     "Method",
     "PackedMask",
     "Snapshot",
+    "SparseTransformation",
     "SparsifyState",
     "TopKastState",
     "TopologyFigures",

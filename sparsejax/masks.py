@@ -15,6 +15,7 @@ import optax
 
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, is_traced
+from sparsejax.counting import count_true
 from sparsejax.distributions import Distribution, layer_counts
 from sparsejax.parameters import (
     Prunable,
@@ -257,7 +258,7 @@ def count_active(masks: PyTree, scope: str = "global") -> Any:
     """
     check_choice("scope", scope, SCOPES)
     mask_leaves(masks)
-    counts = map_masked(lambda mask: jnp.sum(mask, dtype=jnp.int32), masks)
+    counts = map_masked(lambda mask: count_true([mask])[0], masks)
     return counts if scope == "layer" else sum(jax.tree.leaves(counts), jnp.int32(0))
 
 

@@ -31,6 +31,23 @@ def finite(score: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(score), score, jnp.nan)
 
 
+def absolute(score: jax.Array) -> jax.Array:
+    """Takes absolute values, with NaN at each infinite entry; a key to rank by.
+
+    Args:
+        score: A float or integer array of any shape.
+
+    Returns:
+        The array of the same dtype.
+
+    Example:
+        >>> absolute(jnp.array([-1.0, -jnp.inf])).tolist()
+        [1.0, nan]
+    """
+    is_float = jnp.issubdtype(score.dtype, jnp.floating)
+    return finite(jnp.abs(score)) if is_float else jnp.abs(score)
+
+
 def magnitude(tree: PyTree, masks: PyTree) -> PyTree:
     """Scores by absolute value: |w| to prune by, |dL/dw| to grow by.
 
@@ -45,7 +62,7 @@ def magnitude(tree: PyTree, masks: PyTree) -> PyTree:
         >>> magnitude(jnp.array([-2.0, 1.0]), jnp.array([True, True])).tolist()
         [2.0, 1.0]
     """
-    return map_masked(lambda mask, leaf: finite(jnp.abs(leaf)), masks, tree)
+    return map_masked(lambda mask, leaf: absolute(leaf), masks, tree)
 
 
 def saliency(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:

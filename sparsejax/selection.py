@@ -1,26 +1,29 @@
 """The exact k largest of many scores, without sorting them.
 
 Floats are ordered like the integers that their bits spell, once negative ones are
-turned around. So the k-th largest is found by bisecting over integers: each pass counts
-the scores above a threshold, and at most 32 passes for 32-bit scores (16 for 16-bit)
-settle it. Distinct scores end the search sooner, as soon as a count hits k. Only counts
-are reduced, so that over sharded arrays only scalars cross the network, and k may be
-traced.
+turned around. So the k-th largest is found by narrowing a bracket of integers: a pass
+over the scores counts those above three points of it, which leaves a quarter, and 16
+passes settle 32-bit scores (8 settle 16-bit ones). Distinct scores end the search
+sooner, as soon as a count hits k. Only counts are reduced, so that over sharded arrays
+only scalars cross the network, and k may be traced.
 
 Equal scores at the threshold are taken in order of position (the first leaf first, row
-major inside a leaf), again by bisecting: over the position up to which they are taken.
+major inside a leaf): once the score is settled, the search goes on over positions.
 
 -0.0 equals 0.0. Denormals are told apart, also where arithmetic flushes them to zero.
 NaN ranks below everything else, -inf included.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.checks import SCOPES, check_choice, check_count
+from sparsejax.counting import count_true
 
 PyTree = Any
 
@@ -55,108 +58,122 @@ def _unordered(ordered: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(ordered == info.min, jnp.array(jnp.nan, dtype), value)
 
 
-def _bisect(
-    first: jax.Array,
-    last: jax.Array,
-    enough: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """Finds, for each entry, the smallest integer in [first, last] that is `enough`.
-
-    `enough(x)` gives -1 where x is too small, 0 where x will do and no smaller one need
-    be looked for, +1 where x will do but a smaller one might. `last` always does.
-    """
-
-    def unsettled(bracket: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.any(bracket[0] < bracket[1])
-
-    def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low & high) + ((low ^ high) >> 1)  # floor of the mean, no overflow
-        verdict = enough(middle)
-        settled = low >= high
-        new_low = jnp.where(
-            verdict < 0, middle + 1, jnp.where(verdict == 0, middle, low)
-        )
-        new_high = jnp.where(verdict < 0, high, middle)
-        return jnp.where(settled, low, new_low), jnp.where(settled, high, new_high)
-
-    return jax.lax.while_loop(unsettled, halve, (first, last))[1]
+# Points of a bracket that one pass counts at. On a CPU reading the scores costs more
+# than comparing them with three points, but less than with seven.
+_POINTS = 3
 
 
-def _positions(leaf: jax.Array) -> jax.Array:
-    """Numbers the entries in row-major order; no reshape, which would gather shards."""
-    position = jnp.zeros(leaf.shape, jnp.int32)
-    stride = 1
-    for axis in reversed(range(leaf.ndim)):
-        index = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis)
-        position += index * jnp.int32(stride)
-        stride *= leaf.shape[axis]
+def _interior(low: jax.Array, high: jax.Array) -> list[jax.Array]:
+    """Divides brackets in four: three rising points of [low, high), or low itself."""
+    # As unsigned integers: high - low can be more than a signed one holds.
+    span = (high - low).astype(f"uint{8 * low.dtype.itemsize}")
+    parts = _POINTS + 1
+    steps = [span // parts * j + span % parts * j // parts for j in range(1, parts)]
+    return [low + step.astype(low.dtype) for step in steps]
+
+
+def _positions(shape: tuple[int, ...], start: jax.Array) -> jax.Array:
+    """Numbers entries in row-major order; no reshape, which would gather shards."""
+    position, stride = start, 1
+    for axis in reversed(range(len(shape))):
+        index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+        position = position + index * jnp.int32(stride)
+        stride *= shape[axis]
     return position
 
 
-def _count(chosen: Sequence[jax.Array]) -> jax.Array:
-    """Counts the True entries of each leaf, int32[leaves]."""
-    return jnp.stack([jnp.sum(leaf, dtype=jnp.int32) for leaf in chosen])
+Points = Callable[[jax.Array], jax.Array]
+_Search = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def _threshold(
-    scores: Sequence[jax.Array], among: Sequence[jax.Array], k: jax.Array
-) -> jax.Array:
-    """Finds a threshold above which at most k scores lie, and all but ties of the k.
+def _narrow(
+    low: jax.Array, high: jax.Array, k: jax.Array, count: Points
+) -> tuple[jax.Array, jax.Array]:
+    """Finds points of [low, high] with at most k: any with k, or else the smallest.
 
-    `k` has shape [leaves] for a threshold a leaf, or [] for one common threshold.
-    Returns thresholds of that shape in the ordered integers.
+    `count` gives the counts at points [_POINTS, *k.shape]; they fall as points rise and
+    are 0 at `high`. Returns the points and the counts there, of k's shape.
     """
-    keys_dtype = _ordered(scores[0]).dtype
 
-    def count_above(threshold: jax.Array) -> jax.Array:
-        each = jnp.broadcast_to(threshold, (len(scores),))
-        counts = _count(
-            [a & (_ordered(s) > each[i]) for i, (s, a) in enumerate(zip(scores, among))]
-        )
-        return counts if k.ndim else jnp.sum(counts, dtype=jnp.int32)
+    def is_open(low: jax.Array, high: jax.Array, found: jax.Array) -> jax.Array:
+        return (low < high) & (found != k)
 
-    info = jnp.iinfo(keys_dtype)
-    return _bisect(
-        jnp.full(k.shape, info.min, keys_dtype),
-        jnp.full(k.shape, info.max, keys_dtype),
-        lambda threshold: jnp.sign(k - count_above(threshold)),
-    )
+    def step(state: _Search) -> _Search:
+        low, high, found = state
+        points = _interior(low, high)
+        counts = count(jnp.stack(points))
+        searched = is_open(*state)
+        for point, here in zip(points, counts):
+            low = jnp.where(searched & (here > k), jnp.maximum(low, point + 1), low)
+        for point, here in reversed(list(zip(points, counts))):
+            enough = searched & (here <= k)
+            high, found = jnp.where(enough, point, high), jnp.where(enough, here, found)
+        return low, high, found
+
+    start = (low, high, jnp.zeros(k.shape, jnp.int32))
+    _, high, found = jax.lax.while_loop(lambda s: jnp.any(is_open(*s)), step, start)
+    return high, found
 
 
-@jax.jit  # so that an eager call compiles once for its shapes, not at every call
+# Compiled, so that an eager call compiles once for its shapes, not at every call.
+@functools.partial(jax.jit, static_argnames="key")
 def _top_k(
-    scores: Sequence[jax.Array], among: Sequence[jax.Array], k: jax.Array
+    scores: Sequence[jax.Array],
+    among: Sequence[jax.Array],
+    k: jax.Array,
+    key: Callable[[jax.Array], jax.Array] | None,
 ) -> list[jax.Array]:
     """Marks the k largest scores, by leaf (k of shape [leaves]) or of all (k of [])."""
-    threshold = jnp.broadcast_to(_threshold(scores, among, k), (len(scores),))
-
-    def above(i: int) -> jax.Array:
-        return among[i] & (_ordered(scores[i]) > threshold[i])
-
-    def tied(i: int) -> jax.Array:
-        return among[i] & (_ordered(scores[i]) == threshold[i])
-
     leaves = range(len(scores))
-    counts = _count([above(i) for i in leaves])
-    if k.ndim:
-        wanted = k - counts
-    else:  # the ties of earlier leaves come first
-        ties = _count([tied(i) for i in leaves])
-        before = jnp.cumsum(ties, dtype=jnp.int32) - ties
-        wanted = jnp.clip(k - jnp.sum(counts, dtype=jnp.int32) - before, 0, ties)
+    sizes = np.array([leaf.size for leaf in scores])
+    # Where positions start and end: of each leaf by itself, or of all leaves in a row.
+    starts = np.zeros_like(sizes) if k.ndim else np.cumsum(sizes) - sizes
+    last = sizes - 1 if k.ndim else sizes.sum() - 1
 
-    def taken(last: jax.Array) -> jax.Array:
-        return _count([tied(i) & (_positions(scores[i]) <= last[i]) for i in leaves])
+    def keys(leaf: jax.Array) -> jax.Array:
+        return _ordered(leaf if key is None else key(leaf))
 
-    none = jnp.full((len(scores),), -1, jnp.int32)
-    ends = jnp.array([leaf.size - 1 for leaf in scores], jnp.int32)
-    last = _bisect(
-        none,
-        jnp.where(wanted > 0, ends, none),
-        lambda position: jnp.sign(taken(position) - wanted),
-    )
-    return [above(i) | (tied(i) & (_positions(scores[i]) <= last[i])) for i in leaves]
+    def at_leaf(points: jax.Array, i: int) -> jax.Array:
+        return points[..., i] if k.ndim else points
+
+    def counter(mark: Callable[..., list[jax.Array]]) -> Points:
+        """Counts, in each leaf or in all, what `mark` marks at each point."""
+
+        def count(points: jax.Array) -> jax.Array:
+            # What does not depend on the points would be computed before the loop and
+            # stored: keys and positions, as large as the weights. In a pass they cost
+            # nothing beside reading the scores.
+            zero = jnp.int32(0)
+            now, points, zero = jax.lax.optimization_barrier((scores, points, zero))
+            each = [
+                count_true(mark(i, now[i], at_leaf(points, i), zero)) for i in leaves
+            ]
+            counts = jnp.stack([jnp.stack(found) for found in zip(*each)])
+            return counts if k.ndim else jnp.sum(counts, axis=1, dtype=jnp.int32)
+
+        return count
+
+    def above(i: int, leaf: jax.Array, points: Any, zero: Any = 0) -> list[jax.Array]:
+        ordered = keys(leaf)
+        return [among[i] & (ordered > point) for point in points]
+
+    info = jnp.iinfo(jax.eval_shape(keys, scores[0]).dtype)
+    lowest = jnp.full(k.shape, info.min, info.dtype)
+    score, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, counter(above))
+
+    def tied(i: int, leaf: jax.Array, points: Any, zero: Any) -> list[jax.Array]:
+        """Marks the ties up to the positions -point: fewer as points rise."""
+        ties = among[i] & (keys(leaf) == at_leaf(score, i))
+        position = _positions(leaf.shape, zero + int(starts[i]))
+        return [ties & (position <= -point) for point in points]
+
+    end = jnp.broadcast_to(jnp.asarray(last, jnp.int32), k.shape)
+    point, _ = _narrow(-end, jnp.ones_like(end), k - found, counter(tied))
+    return [
+        above(i, leaf, [at_leaf(score, i)])[0]
+        | tied(i, leaf, [at_leaf(point, i)], jnp.int32(0))[0]
+        for i, leaf in enumerate(scores)
+    ]
 
 
 def _check_scores(leaves: Sequence[jax.Array]) -> None:
@@ -174,6 +191,15 @@ def _check_scores(leaves: Sequence[jax.Array]) -> None:
                 f"scores must have at most {_MAX_LEAF} entries an array, as far as "
                 f"positions are counted; got {leaf.size}."
             )
+
+
+def _check_total(leaves: Sequence[jax.Array]) -> None:
+    total = sum(leaf.size for leaf in leaves)
+    if total > _MAX_LEAF:
+        raise ValueError(
+            f"scores must have at most {_MAX_LEAF} entries to be ranked together, as "
+            f'far as positions are counted; got {total}: use scope="layer".'
+        )
 
 
 def _check_structure(name: str, tree: PyTree, structure: Any) -> None:
@@ -212,6 +238,7 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
         5.0
     """
     leaves = _common_dtype(jax.tree.leaves(scores))
+    _check_total(leaves)
     check_count("k", k, 1, sum(leaf.size for leaf in leaves))
     return _kth_largest(leaves, jnp.asarray(k, jnp.int32))
 
@@ -219,7 +246,7 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
 @jax.jit
 def _kth_largest(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     everywhere = [jnp.ones(leaf.shape, bool) for leaf in leaves]
-    chosen = _top_k(leaves, everywhere, k)
+    chosen = _top_k(leaves, everywhere, k, None)
     highest = jnp.iinfo(_ordered(leaves[0]).dtype).max
     least = [
         jnp.min(jnp.where(c, _ordered(s), highest), initial=highest)
@@ -229,7 +256,11 @@ def _kth_largest(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
 
 
 def top_k_mask(
-    scores: PyTree, k: Any, among: PyTree | None = None, scope: str = "global"
+    scores: PyTree,
+    k: Any,
+    among: PyTree | None = None,
+    scope: str = "global",
+    key: Callable[[jax.Array], jax.Array] | None = None,
 ) -> PyTree:
     """Marks the k largest entries; ties go to the earlier position.
 
@@ -241,6 +272,9 @@ def top_k_mask(
         among: Bool arrays like `scores`: only these entries can be marked. None allows
             all.
         scope: "global" ranks all arrays together, "layer" each array by itself.
+        key: A function of each array to rank by, such as `jnp.abs`, as in `sorted`. It
+            is applied in each pass over the scores, so that what it gives is never
+            stored. None ranks by the scores themselves.
 
     Returns:
         Bool arrays like `scores` with exactly k True.
@@ -268,6 +302,7 @@ def top_k_mask(
                 f"{list(allow.shape)} for scores of shape {list(leaf.shape)}."
             )
     if scope == "global":
+        _check_total(leaves)
         check_count("k", k, 0, sum(leaf.size for leaf in leaves))
         amounts = jnp.asarray(k, jnp.int32)
     else:
@@ -278,4 +313,4 @@ def top_k_mask(
         for leaf, amount in zip(leaves, each):
             check_count("k", amount, 0, leaf.size)
         amounts = jnp.stack([jnp.asarray(amount, jnp.int32) for amount in each])
-    return structure.unflatten(_top_k(leaves, allowed, amounts))
+    return structure.unflatten(_top_k(leaves, allowed, amounts, key))

@@ -6,6 +6,7 @@ Pruning only removes, growth only adds, and every count is exact at any dtype, w
 broken by position. A score that is not finite never wins a place.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +21,20 @@ from sparsejax.selection import top_k_mask
 from sparsejax.trees import check_counts, check_fit, map_masked
 
 PyTree = Any
+Key = Callable[[jax.Array], jax.Array] | None
 
 
 def _fitted(score: PyTree, masks: PyTree) -> PyTree:
     """Gives the scores of the masked leaves, once they are known to fit."""
     check_fit(masks, score, "scores")
     return map_masked(lambda mask, leaf: leaf, masks, score)
+
+
+def _drop_counts(fraction: Any, active: PyTree) -> PyTree:
+    """Counts what a fraction of each count drops, computed for all of them at once."""
+    counts = jnp.stack(jax.tree.leaves(active))
+    dropped = list(drop_count(fraction, counts))
+    return jax.tree.unflatten(jax.tree.structure(active), dropped)
 
 
 def prune_by_score(
@@ -36,6 +45,7 @@ def prune_by_score(
     fraction: Any = None,
     keep: Any = None,
     scope: str = "global",
+    key: Key = None,
 ) -> PyTree:
     """Drops the active weights of lowest score; give one of the three amounts.
 
@@ -48,6 +58,7 @@ def prune_by_score(
         keep: Keep this many: an int with scope "global", a tree like `masks` of ints
             with scope "layer".
         scope: "global" ranks and counts all layers together, "layer" each by itself.
+        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
 
     Returns:
         The new masks, a subset of the old.
@@ -62,7 +73,6 @@ def prune_by_score(
             "prune needs exactly one of sparsity, fraction and keep; got "
             f"{sparsity=}, {fraction=}, {keep=}."
         )
-    active = count_active(masks, scope)
     if sparsity is not None:
         check_sparsity("sparsity", sparsity)
         if scope == "global":
@@ -74,10 +84,12 @@ def prune_by_score(
     elif fraction is not None:
         if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
             raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
-        keep = jax.tree.map(lambda n: n - drop_count(fraction, n), active)
+        active = count_active(masks, scope)
+        dropped = _drop_counts(fraction, active)
+        keep = jax.tree.map(jnp.subtract, active, dropped)
     else:
         check_counts("keep", keep, masks, scope)
-    return top_k_mask(_fitted(score, masks), keep, among=masks, scope=scope)
+    return top_k_mask(_fitted(score, masks), keep, among=masks, scope=scope, key=key)
 
 
 def prune_magnitude(
@@ -113,22 +125,28 @@ def prune_magnitude(
         ([[True, False]], [[True, False]])
     """
     check_fit(masks, params)
-    score = scores.magnitude(params, masks)
     return prune_by_score(
-        score, masks, sparsity=sparsity, fraction=fraction, keep=keep, scope=scope
+        params,
+        masks,
+        sparsity=sparsity,
+        fraction=fraction,
+        keep=keep,
+        scope=scope,
+        key=scores.absolute,
     )
 
 
-def _grow(score: PyTree, masks: PyTree, counts: Any, scope: str) -> PyTree:
+def _grow(score: PyTree, masks: PyTree, counts: Any, scope: str, key: Key) -> PyTree:
     """Marks the inactive weights of highest score, the new ones alone."""
     check_choice("scope", scope, SCOPES)
     check_counts("counts", counts, masks, scope)
     inactive = map_masked(jnp.logical_not, masks)
-    return top_k_mask(_fitted(score, masks), counts, among=inactive, scope=scope)
+    fitted = _fitted(score, masks)
+    return top_k_mask(fitted, counts, among=inactive, scope=scope, key=key)
 
 
 def regrow_by_score(
-    score: PyTree, masks: PyTree, counts: Any, scope: str = "layer"
+    score: PyTree, masks: PyTree, counts: Any, scope: str = "layer", key: Key = None
 ) -> PyTree:
     """Activates the inactive weights of highest score.
 
@@ -138,6 +156,7 @@ def regrow_by_score(
         counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
             scope "global" one int. Where fewer are inactive, all of them grow.
         scope: "layer" ranks each layer by itself, "global" all together.
+        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
 
     Returns:
         The new masks, a superset of the old with `counts` more active.
@@ -145,7 +164,7 @@ def regrow_by_score(
     Raises:
         ValueError: If the scope is unknown, or the trees do not fit.
     """
-    return map_masked(jnp.logical_or, masks, _grow(score, masks, counts, scope))
+    return map_masked(jnp.logical_or, masks, _grow(score, masks, counts, scope, key))
 
 
 def regrow_gradient(
@@ -172,7 +191,7 @@ def regrow_gradient(
         [True, False, True]
     """
     check_fit(masks, grads, "grads")
-    return regrow_by_score(scores.magnitude(grads, masks), masks, counts, scope)
+    return regrow_by_score(grads, masks, counts, scope, key=scores.absolute)
 
 
 def regrow_random(
@@ -230,7 +249,11 @@ def no_growth(masks: PyTree) -> TopologyUpdate:
 
 
 def exchange(
-    drop_score: PyTree, grow_score: PyTree, masks: PyTree, fraction: Any
+    drop_score: PyTree,
+    grow_score: PyTree,
+    masks: PyTree,
+    fraction: Any,
+    key: Key = None,
 ) -> TopologyUpdate:
     """Drops a fraction of each layer's active weights and grows as many.
 
@@ -242,6 +265,7 @@ def exchange(
         grow_score: The highest of these among what is not kept are grown.
         masks: The masks in force.
         fraction: The prune rate in [0, 1]: ceil(fraction * active) of each layer.
+        key: What of both scores to rank by; see `sparsejax.top_k_mask`.
 
     Returns:
         The new masks, of the same count in each layer, and what has grown.
@@ -252,12 +276,16 @@ def exchange(
         >>> exchange(weights, grads, masks, 0.5).masks.tolist()
         [True, False, False, True]
     """
-    kept = prune_by_score(drop_score, masks, fraction=fraction, scope="layer")
-    active, left = count_active(masks, "layer"), count_active(kept, "layer")
-    return refill(grow_score, kept, jax.tree.map(jnp.subtract, active, left))
+    active = count_active(masks, "layer")
+    dropped = _drop_counts(fraction, active)
+    keep = jax.tree.map(jnp.subtract, active, dropped)
+    kept = prune_by_score(drop_score, masks, keep=keep, scope="layer", key=key)
+    return refill(grow_score, kept, dropped, key)
 
 
-def refill(grow_score: PyTree, kept: PyTree, counts: PyTree) -> TopologyUpdate:
+def refill(
+    grow_score: PyTree, kept: PyTree, counts: PyTree, key: Key = None
+) -> TopologyUpdate:
     """Grows weights where an update has dropped some: the second half of an exchange.
 
     Args:
@@ -265,6 +293,7 @@ def refill(grow_score: PyTree, kept: PyTree, counts: PyTree) -> TopologyUpdate:
         kept: The masks of the weights that stay.
         counts: How many weights to grow in each layer, a tree like `kept` of ints.
             Where fewer are inactive, all of them grow.
+        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
 
     Returns:
         The new masks and what has grown.
@@ -277,5 +306,5 @@ def refill(grow_score: PyTree, kept: PyTree, counts: PyTree) -> TopologyUpdate:
         >>> refill(scores, kept, 1).masks.tolist()
         [True, False, True]
     """
-    grown = _grow(grow_score, kept, counts, "layer")
+    grown = _grow(grow_score, kept, counts, "layer", key)
     return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)

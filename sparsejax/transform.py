@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sparsejax.masks import apply_masks, churn, count_active, difference
+from sparsejax.counting import count_true
+from sparsejax.masks import apply_masks, count_active, count_prunable, difference
 from sparsejax.masks import sparsity as sparsity_of
 from sparsejax.parameters import (
     LayerRule,
@@ -151,7 +153,9 @@ def _is_placeholder(params: PyTree) -> bool:
 
 def _all_finite(*trees: PyTree) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    # A maximum is NaN where an entry is; reading it is all that it costs.
+    largest = [jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in leaves]
+    return jnp.all(jnp.isfinite(jnp.stack(largest)))
 
 
 def _first_figures(masks: PyTree) -> TopologyFigures:
@@ -167,15 +171,29 @@ def _first_figures(masks: PyTree) -> TopologyFigures:
 def _figures(
     old: PyTree, new: TopologyUpdate, before: TopologyFigures, sound: jax.Array
 ) -> TopologyFigures:
+    lost = difference(old, new.masks)
+    leaves = zip(*map(jax.tree.leaves, (new.masks, new.grown, lost)))
+    counts = [count_true(arrays) for arrays in leaves]
+    active, grown, dropped = (sum(each, jnp.int32(0)) for each in zip(*counts))
     return TopologyFigures(
-        active=count_active(new.masks),
-        sparsity=sparsity_of(new.masks),
-        grown=count_active(new.grown),
-        dropped=count_active(difference(old, new.masks)),
-        churn=churn(old, new.masks),
+        active=active,
+        sparsity=1 - active / count_prunable(old),
+        grown=grown,
+        dropped=dropped,
+        churn=dropped / jnp.maximum(before.active, 1),
         updates=before.updates + jnp.where(sound, 1, 0),
         skipped=before.skipped + jnp.where(sound, 0, 1),
     )
+
+
+class SparseTransformation(optax.GradientTransformationExtraArgs):
+    """What `sparsify` returns: an optax transformation that tells its update steps.
+
+    Attributes:
+        is_update_step: A function step -> bool, of a number or an array of them.
+    """
+
+    is_update_step: Callable[[Any], Any]
 
 
 # One byte a weight says all that an update step decides.
@@ -197,7 +215,7 @@ def sparsify(
     prunable: Prunable = None,
     masks: PyTree | None = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Wraps an optimizer so that it trains sparsely; the train step stays as it is.
 
     At step t, `update(grads, state, params)`
@@ -216,6 +234,11 @@ def sparsify(
     chained after it can revive pruned weights. `optax.MultiSteps` and
     `optax.apply_if_finite` around it are fine, and then count as its steps only those
     that reach it.
+
+    `update(grads, state, params, may_update=False)` leaves the topology update out of
+    the compiled step: a training loop that knows the step number, and calls another
+    compiled step where `tx.is_update_step(step)`, pays nothing for it in between. Where
+    it is called at an update step all the same, that update counts as skipped.
 
     Args:
         inner: Any optax optimizer.
@@ -237,6 +260,12 @@ def sparsify(
     """
     inner = optax.with_extra_args_support(inner)
     key_data = jax.random.key_data(jax.random.key(seed))
+
+    def never(step: Any) -> Any:
+        return np.zeros(np.shape(step), bool)
+
+    is_update_step_of = method.is_update_step if method.update else None
+    is_update_step_of = is_update_step_of or never
 
     def rules_of(params: PyTree) -> PyTree:
         if masks is None or prunable is not None:
@@ -350,6 +379,8 @@ def sparsify(
         updates: PyTree,
         state: SparsifyState,
         params: PyTree | None = None,
+        *,
+        may_update: bool = True,
         **extra_args: Any,
     ) -> tuple[PyTree, SparsifyState]:
         grads = updates
@@ -361,26 +392,25 @@ def sparsify(
         check_fit(state.masks, params)
         check_fit(state.masks, grads, "grads")
         state = state._replace(memory=observe(grads, state, params))
-        if method.update is None or method.is_update_step is None:
+        is_update_step = jnp.asarray(is_update_step_of(state.step))
+        figures, scalars = state.figures, state.memory.scalars
+        if method.update is None or not may_update:
+            masks_now = kept = state.masks
+            grown = map_masked(jnp.zeros_like, state.masks)
+            missed = jnp.where(is_update_step, 1, 0)
+            figures = figures._replace(skipped=figures.skipped + missed)
             is_update_step = jnp.zeros([], bool)
-            codes, figures = _encode(no_growth(state.masks)), state.figures
-            scalars = state.memory.scalars
         else:
-            is_update_step = jnp.asarray(method.is_update_step(state.step))
             # Only masks and scalars come out of the conditional: parameters, optimizer
             # state or the method's slots would be copied at every ordinary step.
             codes, figures, scalars = jax.lax.cond(
                 is_update_step,
                 lambda: topology_update(grads, state, params),
-                lambda: (
-                    _encode(no_growth(state.masks)),
-                    state.figures,
-                    state.memory.scalars,
-                ),
+                lambda: (_encode(no_growth(state.masks)), figures, scalars),
             )
-        masks_now = map_masked(lambda code: code != _INACTIVE, codes)
-        kept = map_masked(lambda code: code == _KEPT, codes)
-        grown = map_masked(lambda code: code == _GROWN, codes)
+            masks_now = map_masked(lambda code: code != _INACTIVE, codes)
+            kept = map_masked(lambda code: code == _KEPT, codes)
+            grown = map_masked(lambda code: code == _GROWN, codes)
 
         inner_updates, inner_state = inner.update(
             apply_masks(grads, kept),
@@ -401,7 +431,9 @@ def sparsify(
             ),
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    tx = SparseTransformation(init_fn, update_fn)
+    tx.is_update_step = is_update_step_of
+    return tx
 
 
 def _to_zero_unless(kept: PyTree, updates: PyTree, params: PyTree) -> PyTree:

@@ -66,7 +66,8 @@ class _Run:
     parallel: Parallel
     feed: Feed
     image_size: int
-    train: Any
+    train: Any  # by whether the topology may change
+    is_update_step: Any
     evaluate: Any
     schedule: Any
     layer_counts: Any
@@ -147,13 +148,18 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
         config.parallel, jax.eval_shape(create), config.shard_state
     )
     feed = make_feed(config, dataset, plan.epoch_steps, parallel)
-    train_step = make_train_step(
-        model,
-        tx,
-        label_smoothing=config.label_smoothing,
-        accumulation=config.accumulation,
-        axis_name=parallel.axis_name,
-    )
+
+    def train(may_update: bool) -> Any:
+        train_step = make_train_step(
+            model,
+            tx,
+            label_smoothing=config.label_smoothing,
+            accumulation=config.accumulation,
+            axis_name=parallel.axis_name,
+            may_update=may_update,
+        )
+        return parallel.train(_over_steps(_with_figures(train_step), feed.fetch))
+
     eval_step = make_eval_step(model, axis_name=parallel.axis_name)
     run = _Run(
         config=config,
@@ -162,7 +168,8 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
         parallel=parallel,
         feed=feed,
         image_size=side,
-        train=parallel.train(_over_steps(_with_figures(train_step), feed.fetch)),
+        train={may_update: train(may_update) for may_update in (False, True)},
+        is_update_step=tx.is_update_step,
         evaluate=parallel.evaluate(_of_chunk(eval_step, feed)),
         schedule=schedule,
         layer_counts=jax.jit(
@@ -356,10 +363,13 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
     ):
         writer.truncate_after(-1 if restored is None else start)
         recorder = _Recorder(run, writer, progress, state)
-        sizes = list(chunk_sizes(start, run.plan, config, run.feed.most))
+        plans = list(
+            chunk_sizes(start, run.plan, config, run.feed.most, run.is_update_step)
+        )
+        sizes = [size for size, _ in plans]
         chunks = stack.enter_context(contextlib.closing(run.feed.chunks(start, sizes)))
-        for size, chunk in zip(sizes, chunks):
-            state, metrics = run.train(state, run.feed.data, chunk)
+        for (size, may_update), chunk in zip(plans, chunks):
+            state, metrics = run.train[may_update](state, run.feed.data, chunk)
             step += size
             recorder.add(step, metrics)
             last = step == run.plan.total_steps

@@ -1,9 +1,10 @@
 """The lengths of a run in steps, checked before anything is compiled."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.input.datasets import Dataset
@@ -73,7 +74,9 @@ def plan_run(config: ConfigDict, dataset: Dataset) -> Plan:
     )
 
 
-def chunk_sizes(start: int, plan: Plan, config: ConfigDict, most: int) -> Iterator[int]:
+def chunk_sizes(
+    start: int, plan: Plan, config: ConfigDict, most: int, is_update_step: Any
+) -> Iterator[tuple[int, bool]]:
     """Splits what is left of a run into chunks that end where something is to be done.
 
     Args:
@@ -81,15 +84,24 @@ def chunk_sizes(start: int, plan: Plan, config: ConfigDict, most: int) -> Iterat
         plan: The run's lengths.
         config: `steps_per_call`, `log_every_steps`, `checkpoint_every_steps`.
         most: The most steps of a chunk that the feed can give.
+        is_update_step: A function of an array of steps: where the topology changes.
 
     Yields:
-        Sizes: `steps_per_call`, or 1 up to the next such place, so that two programs
-        are compiled and no more.
+        (size, whether the topology may change in it). Sizes are `steps_per_call` where
+        it does not, or 1 up to the next such place, so that two programs are compiled
+        and no more; the first has nothing of a topology update in it.
     """
     size, step = min(config.steps_per_call, most), start
     stops = (config.log_every_steps, config.checkpoint_every_steps, plan.eval_every)
+    updates = np.flatnonzero(is_update_step(np.arange(plan.total_steps)))
     while step < plan.total_steps:
-        left = min([plan.total_steps - step, *(stop - step % stop for stop in stops)])
+        coming = np.searchsorted(updates, step)
+        next_update = updates[coming] if coming < len(updates) else plan.total_steps
+        left = min(
+            int(next_update) - step,
+            plan.total_steps - step,
+            *(stop - step % stop for stop in stops),
+        )
         taken = size if left >= size else 1
-        yield taken
+        yield taken, left < size
         step += taken

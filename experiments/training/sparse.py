@@ -29,7 +29,7 @@ def sparse_optimizer(
     sparsity: Any,
     seed: Any,
     masks: Any = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> sj.SparseTransformation:
     """Wraps the optimizer with a method.
 
     Args:

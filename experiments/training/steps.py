@@ -27,6 +27,7 @@ def make_train_step(
     label_smoothing: float,
     accumulation: int,
     axis_name: str | None,
+    may_update: bool = True,
 ) -> TrainStep:
     """Makes the training step.
 
@@ -38,6 +39,7 @@ def make_train_step(
             one after the other, before the optimizer's one step.
         axis_name: The mapped axis over which gradients are averaged; None where the
             step sees the whole batch.
+        may_update: Whether the step may be one at which the topology changes.
 
     Returns:
         (state, batch) -> (state, metrics), with "image" float[batch, h, w, c] and
@@ -84,7 +86,9 @@ def make_train_step(
         grads, batch_stats, metrics = _mean_over_devices(
             (grads, batch_stats, metrics), axis_name
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, may_update=may_update
+        )
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

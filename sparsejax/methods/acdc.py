@@ -27,7 +27,7 @@ from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import linear_sparsity
 from sparsejax.topology import TopologyUpdate, no_growth
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 from sparsejax.trees import map_masked
 
 
@@ -91,7 +91,7 @@ def acdc_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains in dense and sparse phases by turns.
 
     Masks change at the first step of a phase. If a gradient is not finite at that step,

@@ -41,7 +41,14 @@ from sparsejax.masks import count_active, masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import every
 from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
-from sparsejax.transform import Memory, MemoryRule, Method, Snapshot, sparsify
+from sparsejax.transform import (
+    Memory,
+    MemoryRule,
+    Method,
+    Snapshot,
+    SparseTransformation,
+    sparsify,
+)
 from sparsejax.trees import map_masked
 
 TOLERANCE = 0.1
@@ -61,7 +68,7 @@ def dsr_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at constant overall sparsity, moving weights to layers that keep theirs.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`. The

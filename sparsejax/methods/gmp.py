@@ -22,7 +22,7 @@ from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cubic_sparsity, every
 from sparsejax.topology import TopologyUpdate, no_growth
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 
 
 def gmp_transform(
@@ -38,7 +38,7 @@ def gmp_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Prunes by magnitude from dense to `final_sparsity` while training.
 
     Masks start dense. Updates are at `begin_step + i * update_interval` for i >= 1 and

@@ -36,7 +36,7 @@ from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, cubic_sparsity, every
 from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 
 FINAL_PRUNE_RATE = 0.005
 
@@ -62,7 +62,7 @@ def granet_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Prunes gradually and regenerates connections while training.
 
     Updates are at `begin_step + i * update_interval` for i >= 1 and at `end_step`.
@@ -135,10 +135,11 @@ def granet_transform(
         if stop_step is not None:
             rate = jnp.where(now.step <= stop_step, rate, 0.0)
         return exchange(
-            drop_score=scores.magnitude(now.params, masks),
+            drop_score=now.params,
             grow_score=growth.score(now, masks),
             masks=masks,
             fraction=rate,
+            key=scores.absolute,
         )
 
     method = Method(

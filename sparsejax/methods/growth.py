@@ -27,7 +27,8 @@ class Growth(NamedTuple):
     """How a method chooses the weights that it grows.
 
     Attributes:
-        score: A function (`Snapshot`, masks) -> scores; the highest are grown.
+        score: A function (`Snapshot`, masks) -> scores; those of highest magnitude are
+            grown.
         memory: What the scores need to be remembered, for `Method.memory`.
     """
 
@@ -140,12 +141,12 @@ def growth_by(
         return Growth(lambda now, masks: scores.random(now.key, masks))
     if grow == "momentum":
         return Growth(
-            lambda now, masks: scores.magnitude(now.memory.slots["momentum"], masks),
+            lambda now, masks: now.memory.slots["momentum"],
             memory,
         )
     if gradient_steps == 1:
-        return Growth(lambda now, masks: scores.magnitude(now.grads, masks))
+        return Growth(lambda now, masks: now.grads)
     return Growth(
-        lambda now, masks: scores.magnitude(now.memory.slots["gradient_sum"], masks),
+        lambda now, masks: now.memory.slots["gradient_sum"],
         gradient_sum_memory(gradient_steps, is_update_step),
     )

@@ -33,7 +33,7 @@ from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
 from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 
 FINAL_PRUNE_RATE = 0.005
 
@@ -54,7 +54,7 @@ def itop_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at constant sparsity, exploring as many weights in time as it can.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.
@@ -108,10 +108,11 @@ def itop_transform(
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(
-            drop_score=scores.magnitude(now.params, now.masks),
+            drop_score=now.params,
             grow_score=growth.score(now, now.masks),
             masks=now.masks,
             fraction=rate_at(now.step),
+            key=scores.absolute,
         )
 
     method = Method(

@@ -40,7 +40,7 @@ from sparsejax.masks import count_active, counts_by_rule, masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, every
 from sparsejax.topology import TopologyUpdate, exchange, prune_by_score, refill
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 from sparsejax.trees import is_left_dense, map_masked
 
 PyTree = Any
@@ -62,7 +62,7 @@ def mest_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at a sparsity, or up to a soft bound above it, mutating at random.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.

@@ -26,7 +26,7 @@ from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
 from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 
 
 def rigl_transform(
@@ -44,7 +44,7 @@ def rigl_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at constant sparsity, dropping by magnitude and growing by gradient.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.
@@ -95,10 +95,11 @@ def rigl_transform(
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(
-            drop_score=scores.magnitude(now.params, now.masks),
+            drop_score=now.params,
             grow_score=growth.score(now, now.masks),
             masks=now.masks,
             fraction=rate_at(now.step),
+            key=scores.absolute,
         )
 
     method = Method(

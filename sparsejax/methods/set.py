@@ -20,7 +20,7 @@ from sparsejax.masks import masks_by_rule
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, constant_prune_rate, every
 from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 
 
 def set_transform(
@@ -37,7 +37,7 @@ def set_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at constant sparsity, dropping by magnitude and growing at random.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.
@@ -81,10 +81,11 @@ def set_transform(
 
     def update(now: Snapshot) -> TopologyUpdate:
         return exchange(
-            drop_score=scores.magnitude(now.params, now.masks),
+            drop_score=now.params,
             grow_score=scores.random(now.key, now.masks),
             masks=now.masks,
             fraction=rate_at(now.step),
+            key=scores.absolute,
         )
 
     method = Method(

@@ -38,7 +38,7 @@ from sparsejax.methods.growth import momentum_memory
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
 from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 from sparsejax.trees import map_masked
 
 FINAL_PRUNE_RATE = 0.005
@@ -59,7 +59,7 @@ def snfs_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains at constant overall sparsity, moving weights between layers by momentum.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.

@@ -43,7 +43,7 @@ from sparsejax.patterns import count_per_neuron, fan_in, top_k_per_neuron
 from sparsejax.schedules import Schedule, cosine_prune_rate, every
 from sparsejax.selection import top_k_mask
 from sparsejax.topology import TopologyUpdate
-from sparsejax.transform import Method, Snapshot, sparsify
+from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
 from sparsejax.trees import map_masked, mask_leaves
 
 PyTree = Any
@@ -65,7 +65,7 @@ def srigl_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains with a constant fan-in, dropping by magnitude and growing by gradient.
 
     Updates are at `begin_step + i * update_interval` for i >= 1, up to `stop_step`.

@@ -8,7 +8,7 @@ from sparsejax.checks import check_start
 from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import masks_by_rule
 from sparsejax.parameters import Prunable
-from sparsejax.transform import Method, sparsify
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 
 def static_transform(
@@ -19,7 +19,7 @@ def static_transform(
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> SparseTransformation:
     """Trains under masks that stay as they were drawn or given.
 
     The baseline of every sparse-training paper, and the way to train under masks found
