@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
+# Compiled, so that an eager call compiles once for its shapes, not at every call.
+@jax.jit
 def count_true(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """Counts the True entries of bool arrays of one shape, all in one pass.
 

@@ -32,6 +32,8 @@ def _fitted(score: PyTree, masks: PyTree) -> PyTree:
 
 def _drop_counts(fraction: Any, active: PyTree) -> PyTree:
     """Counts what a fraction of each count drops, computed for all of them at once."""
+    if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
+        raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
     counts = jnp.stack(jax.tree.leaves(active))
     dropped = list(drop_count(fraction, counts))
     return jax.tree.unflatten(jax.tree.structure(active), dropped)
@@ -82,8 +84,6 @@ def prune_by_score(
                 lambda m: jnp.asarray(keep_count(sparsity, m.size)), masks
             )
     elif fraction is not None:
-        if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
-            raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
         active = count_active(masks, scope)
         dropped = _drop_counts(fraction, active)
         keep = jax.tree.map(jnp.subtract, active, dropped)

@@ -8,6 +8,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Lets go of what a module has compiled, which grows to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Compiles without expensive passes: tests of small programs mostly compile."""

@@ -538,8 +538,10 @@ RULES = {
     "dsr": lambda f, t: 3 * f,
     "mest": lambda f, t: 3 * f,
     "set": lambda f, t: 3 * f,
-    "rigl": lambda f, t: 2 * f + 100 if t in UPDATES else 3 * f,
-    "granet": lambda f, t: 2 * f + 100 if t in UPDATES else 3 * f,
+    **dict.fromkeys(
+        ("rigl", "itop", "srigl", "granet"),
+        lambda f, t: 2 * f + 100 if t in UPDATES else 3 * f,
+    ),
     "snfs": lambda f, t: 2 * f + 100,
 }
 

@@ -4,6 +4,8 @@ Weights and inputs are such that every sum is exact (small integers times powers
 two), so that no order of summation can change a mask.
 """
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -160,6 +162,32 @@ def test_a_mesh_of_eight_devices_gives_the_same_masks_and_weights(
         lambda t: jax.device_put(jax.tree.map(lambda x: x[t], batches), by_example),
     )
     assert_same_history(spread, alone)
+
+
+COLLECTIVE = re.compile(
+    r"= \(?(.*?)\)? (?:all-gather|all-to-all|all-reduce|collective-permute"
+    r"|reduce-scatter)(?:-start)?\("
+)
+
+
+@pytest.mark.parametrize("method", ["granet_dense", "rigl"])
+def test_a_sharded_update_sends_counts_and_no_arrays_of_weights(method):
+    tx, params = METHODS[method](optax.sgd(0.5, momentum=0.5)), make_params()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    start = sj.init_sparse(tx, params)
+    layouts = jax.tree.map(lambda leaf: NamedSharding(mesh, shard_of(leaf)), start)
+    step = jax.jit(
+        lambda state, grads: tx.update(grads, state[1], state[0]),
+        in_shardings=(layouts, layouts[0]),
+    )
+    compiled = step.lower(start, params).compile().as_text()
+    sent = [
+        math.prod(map(int, filter(None, dimensions.split(","))))
+        for result in COLLECTIVE.findall(compiled)
+        for dimensions in re.findall(r"\w+\[([\d,]*)\]", result)
+    ]
+    # A number or two from each device at a time; the layers have 128 weights and more.
+    assert sent and max(sent) <= 16
 
 
 def test_random_masks_are_the_same_however_the_parameters_are_sharded():

@@ -8,7 +8,7 @@ all weights and f_G for the weights G whose gradients are taken, a step costs
 
     dense                            S and G all weights              3 f_D
     static, SET, DSR, MEST, GMP      G = S                            3 f_S
-    RigL, GraNet                     G all at update steps, else S    2 f_S + f_D, 3 f_S
+    RigL, ITOP, SRigL, GraNet        G all at update steps, else S    2 f_S + f_D, 3 f_S
     SNFS                             G all, at every step             2 f_S + f_D
     Top-KAST                         G = B, larger than S             2 f_S + f_B
     AC/DC                            G = S, all in dense phases       3 f_S
@@ -62,10 +62,12 @@ ACCOUNTINGS: dict[str, Accounting] = {
     "dsr": _sparse,
     "gmp": _sparse,
     "granet": _dense_gradient_at_updates,
+    "itop": _dense_gradient_at_updates,
     "mest": _sparse,
     "rigl": _dense_gradient_at_updates,
     "set": _sparse,
     "snfs": _dense_gradient,
+    "srigl": _dense_gradient_at_updates,
     "static": _sparse,
 }
 
