@@ -30,24 +30,19 @@ import optax
 from sparsejax import scores
 from sparsejax.checks import (
     check_fraction,
-    check_start,
-    check_stop,
-    check_within,
     is_traced,
 )
 from sparsejax.counts import drop_count, share_out
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import count_active, masks_by_rule
+from sparsejax.distributions import Distribution
+from sparsejax.masks import count_active
+from sparsejax.methods.constant import steps_until, train_at
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import every
 from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
 from sparsejax.transform import (
     Memory,
     MemoryRule,
-    Method,
     Snapshot,
     SparseTransformation,
-    sparsify,
 )
 from sparsejax.trees import map_masked
 
@@ -104,15 +99,15 @@ def dsr_transform(
         >>> tx = sj.dsr_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=500)
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
     check_fraction("prune_rate", prune_rate)
     _check_threshold(initial_threshold)
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    end = total_steps if stop_step is None else stop_step
+    is_update_step = steps_until(
+        stop_step,
+        default=total_steps,
+        total_steps=total_steps,
+        begin_step=begin_step,
+        update_interval=update_interval,
+    )
 
     def update(now: Snapshot) -> TopologyUpdate:
         threshold = now.memory.scalars["threshold"]
@@ -150,15 +145,17 @@ def dsr_transform(
     def init_memory(params: Any, rules: Any) -> Memory:
         return Memory(scalars={"threshold": jnp.float32(initial_threshold)})
 
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        ),
-        update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+    return train_at(
+        inner,
+        sparsity,
+        distribution,
+        update,
+        is_update_step,
         memory=MemoryRule(init_memory),
+        prunable=prunable,
+        masks=masks,
+        seed=seed,
     )
-    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
 def _check_threshold(value: Any) -> None:

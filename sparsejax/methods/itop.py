@@ -25,15 +25,13 @@ from typing import Any
 
 import optax
 
-from sparsejax import scores
-from sparsejax.checks import check_choice, check_start, check_stop, check_within
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import masks_by_rule
+from sparsejax.checks import check_choice
+from sparsejax.distributions import Distribution
+from sparsejax.methods.constant import exchange_by, steps_until, train_at
 from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate, every
-from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.schedules import Schedule, cosine_prune_rate
+from sparsejax.transform import SparseTransformation
 
 FINAL_PRUNE_RATE = 0.005
 
@@ -89,38 +87,30 @@ def itop_transform(
         >>> tx = sj.itop_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=88_000, update_interval=4000)
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
     check_choice("grow", grow, ("gradient", "random"))
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    end = total_steps if stop_step is None else stop_step
+    is_update_step = steps_until(
+        stop_step,
+        default=total_steps,
+        total_steps=total_steps,
+        begin_step=begin_step,
+        update_interval=update_interval,
+    )
     cosine = cosine_prune_rate(
         prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
     )
     rate_at = prune_rate_schedule or cosine
-    is_update_step = lambda step: is_periodic(step) & (step <= end)  # noqa: E731
     growth = growth_by(
         grow, is_update_step, update_interval, gradient_steps=gradient_steps
     )
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        return exchange(
-            drop_score=now.params,
-            grow_score=growth.score(now, now.masks),
-            masks=now.masks,
-            fraction=rate_at(now.step),
-            key=scores.absolute,
-        )
-
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        ),
-        update=update,
-        is_update_step=is_update_step,
+    return train_at(
+        inner,
+        sparsity,
+        distribution,
+        exchange_by(growth, rate_at),
+        is_update_step,
         memory=growth.memory,
+        prunable=prunable,
+        masks=masks,
+        seed=seed,
     )
-    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

@@ -29,18 +29,16 @@ import optax
 from sparsejax import scores
 from sparsejax.checks import (
     check_fraction,
-    check_start,
-    check_stop,
-    check_within,
     is_traced,
 )
 from sparsejax.counts import drop_count
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import count_active, counts_by_rule, masks_by_rule
+from sparsejax.distributions import Distribution
+from sparsejax.masks import count_active, counts_by_rule
+from sparsejax.methods.constant import steps_until, train_at
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, every
+from sparsejax.schedules import Schedule
 from sparsejax.topology import TopologyUpdate, exchange, prune_by_score, refill
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.transform import Snapshot, SparseTransformation
 from sparsejax.trees import is_left_dense, map_masked
 
 PyTree = Any
@@ -99,19 +97,19 @@ def mest_transform(
         >>> tx = sj.mest_transform(optax.sgd(0.1), sparsity=0.9, total_steps=10_000,
         ...                        update_interval=500, soft_bound=True, prune_rate=0.5)
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
     check_fraction("prune_rate", prune_rate)
     if not is_traced(gradient_weight) and not 0 <= gradient_weight < float("inf"):
         raise ValueError(
             f"gradient_weight must be a finite number of at least 0; got "
             f"{gradient_weight}."
         )
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    end = total_steps if stop_step is None else stop_step
+    is_update_step = steps_until(
+        stop_step,
+        default=total_steps,
+        total_steps=total_steps,
+        begin_step=begin_step,
+        update_interval=update_interval,
+    )
 
     # Rounded up: the first steps of the second and of the last stage.
     second, last = -(-total_steps * 9 // 16), -(-total_steps * 3 // 4)
@@ -141,14 +139,16 @@ def mest_transform(
         kept = prune_by_score(score(now), now.masks, keep=budget, scope="layer")
         return refill(chance, kept, jax.tree.map(lambda n: drop_count(rate, n), budget))
 
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        ),
-        update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+    return train_at(
+        inner,
+        sparsity,
+        distribution,
+        update,
+        is_update_step,
+        prunable=prunable,
+        masks=masks,
+        seed=seed,
     )
-    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
 def _count_layers(mask: Any, layers: Any) -> Any:

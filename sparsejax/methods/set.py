@@ -13,14 +13,12 @@ from typing import Any
 
 import optax
 
-from sparsejax import scores
-from sparsejax.checks import check_start, check_stop, check_within
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import masks_by_rule
+from sparsejax.distributions import Distribution
+from sparsejax.methods.constant import exchange_by, steps_until, train_at
+from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, constant_prune_rate, every
-from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.schedules import Schedule, constant_prune_rate
+from sparsejax.transform import SparseTransformation
 
 
 def set_transform(
@@ -69,30 +67,24 @@ def set_transform(
         >>> tx = sj.set_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=500)
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    end = total_steps if stop_step is None else stop_step
+    is_update_step = steps_until(
+        stop_step,
+        default=total_steps,
+        total_steps=total_steps,
+        begin_step=begin_step,
+        update_interval=update_interval,
+    )
     constant = constant_prune_rate(prune_rate)
     rate_at = prune_rate_schedule or constant
+    growth = growth_by("random", is_update_step, update_interval)
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        return exchange(
-            drop_score=now.params,
-            grow_score=scores.random(now.key, now.masks),
-            masks=now.masks,
-            fraction=rate_at(now.step),
-            key=scores.absolute,
-        )
-
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        ),
-        update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+    return train_at(
+        inner,
+        sparsity,
+        distribution,
+        exchange_by(growth, rate_at),
+        is_update_step,
+        prunable=prunable,
+        masks=masks,
+        seed=seed,
     )
-    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

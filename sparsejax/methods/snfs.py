@@ -30,15 +30,15 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_start, check_stop, check_within
 from sparsejax.counts import share_out
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import count_active, masks_by_rule
+from sparsejax.distributions import Distribution
+from sparsejax.masks import count_active
+from sparsejax.methods.constant import steps_until, train_at
 from sparsejax.methods.growth import momentum_memory
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate, every
+from sparsejax.schedules import Schedule, cosine_prune_rate
 from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.transform import Snapshot, SparseTransformation
 from sparsejax.trees import map_masked
 
 FINAL_PRUNE_RATE = 0.005
@@ -94,13 +94,13 @@ def snfs_transform(
         >>> tx = sj.snfs_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=390)
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    end = total_steps if stop_step is None else stop_step
+    is_update_step = steps_until(
+        stop_step,
+        default=total_steps,
+        total_steps=total_steps,
+        begin_step=begin_step,
+        update_interval=update_interval,
+    )
     cosine = cosine_prune_rate(
         prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
     )
@@ -119,15 +119,17 @@ def snfs_transform(
         )
         return refill(size_of_momentum, kept, counts)
 
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        ),
-        update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+    return train_at(
+        inner,
+        sparsity,
+        distribution,
+        update,
+        is_update_step,
         memory=momentum_memory(momentum),
+        prunable=prunable,
+        masks=masks,
+        seed=seed,
     )
-    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
 def _mean_of_active(mask: jax.Array, score: jax.Array) -> jax.Array:
