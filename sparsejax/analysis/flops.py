@@ -119,7 +119,7 @@ def forward_flops(
     paths = [path_string(path) for path, _ in leaves]
     origins: list[Origin] = [None for _ in jaxpr.invars]
     for i, variable in enumerate(jaxpr.invars):
-        if variable.aval.dtype == np.dtype(bool):  # a mask
+        if getattr(variable.aval, "dtype", None) == np.dtype(bool):  # a mask
             origins[i] = {}
         elif i < len(paths):
             origins[i] = {paths[i]: _size(variable)}
