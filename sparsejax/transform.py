@@ -154,8 +154,8 @@ def _is_placeholder(params: PyTree) -> bool:
 def _all_finite(*trees: PyTree) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
     # A maximum is NaN where an entry is; reading it is all that it costs.
-    largest = [jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in leaves]
-    return jnp.all(jnp.isfinite(jnp.stack(largest)))
+    largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
+    return jnp.all(jnp.stack([jnp.isfinite(value) for value in largest]))
 
 
 def _first_figures(masks: PyTree) -> TopologyFigures:
