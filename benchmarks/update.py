@@ -120,8 +120,15 @@ def main() -> None:
     measured = {
         "optax.sgd": Figures(sgd(), params),
         "ordinary step": Figures(granet(10**4), params),
-        "... compiled apart": Figures(granet(10**4), params, may_update=False),
+        "ordinary step, apart": Figures(granet(10**4), params, update_topology=False),
+        "ordinary step, apart, 1 bit": Figures(
+            sj.with_packed_masks(granet(10**4)), params, update_topology=False
+        ),
         "topology update": Figures(granet(1), params),
+        "topology update, apart": Figures(granet(1), params, update_topology=True),
+        "topology update, apart, 1 bit": Figures(
+            sj.with_packed_masks(granet(1)), params, update_topology=True
+        ),
     }
     read = jax.jit(lambda *trees: [jnp.sum(x) for x in jax.tree.leaves(trees)])
     reads = []
@@ -135,11 +142,11 @@ def main() -> None:
     unit, dense = statistics.median(reads), measured["optax.sgd"]
     plain = statistics.median(dense.seconds[2:])
     print(f"one read of weights and gradients: {unit:.4f} s")
-    print(f"{'':19} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
+    print(f"{'':29} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
     for name, figures in measured.items():
         seconds = statistics.median(figures.seconds[2:])
         print(
-            f"{name:19} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
+            f"{name:29} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
             f"{figures.temporary / 1e6:8.1f} {figures.compile_seconds:9.2f}"
         )
 

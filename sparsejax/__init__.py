@@ -50,6 +50,7 @@ from sparsejax.methods.top_kast import TopKastState as TopKastState
 from sparsejax.methods.top_kast import top_kast_masks as top_kast_masks
 from sparsejax.methods.top_kast import top_kast_params as top_kast_params
 from sparsejax.methods.top_kast import top_kast_transform as top_kast_transform
+from sparsejax.packed import with_packed_masks as with_packed_masks
 from sparsejax.parameters import LayerRule as LayerRule
 from sparsejax.parameters import layer_rules as layer_rules
 from sparsejax.patterns import count_per_neuron as count_per_neuron
@@ -166,4 +167,5 @@ __all__ = (
     "uniform_except",
     "union",
     "unpack_masks",
+    "with_packed_masks",
 )

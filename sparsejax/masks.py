@@ -414,7 +414,7 @@ def unpack_masks(packed: PyTree) -> PyTree:
     """Undoes `pack_masks`.
 
     Args:
-        packed: What `pack_masks` gave.
+        packed: What `pack_masks` gave; masks that are not packed stay as they are.
 
     Returns:
         The mask tree.
@@ -425,7 +425,7 @@ def unpack_masks(packed: PyTree) -> PyTree:
     """
 
     def unpack(leaf: Any) -> Any:
-        if is_left_dense(leaf):
+        if not isinstance(leaf, PackedMask):
             return leaf
         flat = jnp.unpackbits(leaf.bits, count=math.prod(leaf.shape))
         return flat.reshape(leaf.shape).astype(bool)

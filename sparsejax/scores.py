@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.trees import map_masked, mask_leaves
 
@@ -46,6 +47,31 @@ def absolute(score: jax.Array) -> jax.Array:
     """
     is_float = jnp.issubdtype(score.dtype, jnp.floating)
     return finite(jnp.abs(score)) if is_float else jnp.abs(score)
+
+
+def rank_of_magnitude(score: jax.Array) -> jax.Array:
+    """Gives integers in the order of absolute values; a key to rank by.
+
+    It ranks like `absolute` and takes half the instructions: the bits of a float
+    without its sign are its rank.
+
+    Args:
+        score: A float or integer array of any shape.
+
+    Returns:
+        Signed integers of the same size in bytes, -1 where a float is not finite.
+
+    Example:
+        >>> ranks = rank_of_magnitude(jnp.array([-2.0, 1.0, jnp.inf]))
+        >>> bool(ranks[0] > ranks[1] > ranks[2])
+        True
+    """
+    if not jnp.issubdtype(score.dtype, jnp.floating):
+        return jnp.abs(score)
+    integer = jnp.dtype(f"int{8 * score.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(score, integer) & jnp.iinfo(integer).max
+    infinity = np.array(np.inf, score.dtype).view(integer)
+    return jnp.where(bits < infinity, bits, -1)
 
 
 def magnitude(tree: PyTree, masks: PyTree) -> PyTree:

@@ -1,9 +1,10 @@
 """What an inner optimizer remembers about weights that are inactive or newly grown.
 
 Momentum and other per-weight slots of a pruned weight must not live on: they would move
-the weight again when it comes back, or revive it. So every slot shaped like its
-parameter is set back to what `inner.init` gives a weight of 0, for every optax
-optimizer, found with `optax.tree.map_params`.
+the weight again when it comes back, or revive it. So at an update step every slot
+shaped like its parameter is set back to what `inner.init` gives a weight of 0, for
+every optax optimizer, found with `optax.tree.map_params`. In between, an inactive
+weight and its gradient are 0, and its momentum and moments stay where they are.
 
 One kind of slot needs more care when a weight grows. Adam divides by the root of a
 second moment whose bias correction counts from the start of the run, not from the
@@ -75,12 +76,12 @@ def reset_slots(
         params: The parameters, for their shapes and dtypes.
         kept: The weights that are active and were before, a mask tree.
         grown: The weights that have just grown, a mask tree.
-        is_update_step: Bool scalar: whether anything can have grown at all.
+        is_update_step: Bool scalar: whether anything can have changed at all.
 
     Returns:
-        The state with each slot of its weight's shape set back to its initial value
-        wherever the weight is not kept; second moments of grown weights are set to the
-        mean over the kept weights of the layer.
+        At an update step the state with each slot of its weight's shape set back to its
+        initial value wherever the weight is not kept; second moments of grown weights
+        are set to the mean over the kept weights of the layer. At others the state.
     """
     zeros = jax.tree.map(jnp.zeros_like, params)
     initial = inner.init(zeros)
@@ -96,7 +97,7 @@ def reset_slots(
         # belong to no single weight.
         if is_left_dense(old) or is_left_dense(slot) or slot.shape != old.shape:
             return slot
-        slot = jnp.where(old, slot, fresh)
+        slot = jnp.where(old | ~is_update_step, slot, fresh)
         # A slot's path is that of its field and then that of the parameter, whose own
         # names say nothing about the slot.
         field = path[: len(path) - depth]

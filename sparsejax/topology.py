@@ -132,7 +132,7 @@ def prune_magnitude(
         fraction=fraction,
         keep=keep,
         scope=scope,
-        key=scores.absolute,
+        key=scores.rank_of_magnitude,
     )
 
 
@@ -191,7 +191,7 @@ def regrow_gradient(
         [True, False, True]
     """
     check_fit(masks, grads, "grads")
-    return regrow_by_score(grads, masks, counts, scope, key=scores.absolute)
+    return regrow_by_score(grads, masks, counts, scope, key=scores.rank_of_magnitude)
 
 
 def regrow_random(

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from sparsejax.counting import count_true
-from sparsejax.masks import apply_masks, count_active, count_prunable, difference
+from sparsejax.inner import masked_update
+from sparsejax.masks import apply_masks, count_active, count_prunable, unpack_masks
 from sparsejax.masks import sparsity as sparsity_of
 from sparsejax.parameters import (
     LayerRule,
@@ -21,7 +22,14 @@ from sparsejax.parameters import (
 )
 from sparsejax.slots import reset_slots
 from sparsejax.topology import TopologyUpdate, no_growth
-from sparsejax.trees import check_fit, is_left_dense, map_masked, mask_leaves, merge
+from sparsejax.trees import (
+    check_fit,
+    is_left_dense,
+    is_placeholder,
+    map_masked,
+    mask_leaves,
+    merge,
+)
 
 PyTree = Any
 
@@ -140,40 +148,47 @@ class SparsifyState(NamedTuple):
     memory: Memory
 
 
-def _is_placeholder(params: PyTree) -> bool:
-    """Tells whether params is the childless node that optax.tree.map_params inits with.
-
-    A state made from it must hold it wherever a tree like the parameters belongs.
-    """
-    structure: Any = jax.tree.structure(params)
-    containers = (dict, list, tuple, type(None))
-    childless = structure.num_nodes == 1 and structure.num_leaves == 0
-    return childless and not isinstance(params, containers)
-
-
 def _all_finite(*trees: PyTree) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    # A maximum is NaN where an entry is; reading it is all that it costs.
-    largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
-    return jnp.all(jnp.stack([jnp.isfinite(value) for value in largest]))
+    """Tells whether trees of one structure hold neither NaN nor infinity."""
+    counts = [jnp.int32(0)]
+    for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
+        floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+        if floats:
+            counts += count_true([~jnp.isfinite(leaf) for leaf in floats])
+    # Not their sum or maximum: XLA's CPU backend fuses that, with all that it is made
+    # of, into whatever depends on it, for each weight. A sort it leaves alone.
+    return jnp.sort(jnp.stack(counts))[-1] == 0
 
 
 def _first_figures(masks: PyTree) -> TopologyFigures:
     zero = jnp.zeros([], jnp.int32)
     share = jnp.zeros([], jnp.float32)
-    if _is_placeholder(masks):
+    if is_placeholder(masks):
         return TopologyFigures(zero, share, zero, zero, share, zero, zero)
     return TopologyFigures(
         count_active(masks), sparsity_of(masks), zero, zero, share, zero, zero
     )
 
 
+# One byte a weight says all that an update step decides.
+_INACTIVE, _KEPT, _GROWN = 0, 1, 2
+
+
+def _encode(update: TopologyUpdate) -> PyTree:
+    return map_masked(
+        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8),
+        update.masks,
+        update.grown,
+    )
+
+
 def _figures(
-    old: PyTree, new: TopologyUpdate, before: TopologyFigures, sound: jax.Array
+    old: PyTree, codes: PyTree, before: TopologyFigures, sound: Any
 ) -> TopologyFigures:
-    lost = difference(old, new.masks)
-    leaves = zip(*map(jax.tree.leaves, (new.masks, new.grown, lost)))
-    counts = [count_true(arrays) for arrays in leaves]
+    counts = [
+        count_true([code != _INACTIVE, code == _GROWN, mask & (code == _INACTIVE)])
+        for mask, code in zip(*map(jax.tree.leaves, (old, codes)))
+    ]
     active, grown, dropped = (sum(each, jnp.int32(0)) for each in zip(*counts))
     return TopologyFigures(
         active=active,
@@ -196,18 +211,6 @@ class SparseTransformation(optax.GradientTransformationExtraArgs):
     is_update_step: Callable[[Any], Any]
 
 
-# One byte a weight says all that an update step decides.
-_INACTIVE, _KEPT, _GROWN = 0, 1, 2
-
-
-def _encode(update: TopologyUpdate) -> PyTree:
-    return map_masked(
-        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8),
-        update.masks,
-        update.grown,
-    )
-
-
 def sparsify(
     inner: optax.GradientTransformation,
     method: Method,
@@ -224,8 +227,8 @@ def sparsify(
     1. lets the method change the masks if t is one of its update steps, from the
        parameters and the dense gradients at t;
     2. masks the gradients and runs the inner optimizer on them;
-    3. resets the optimizer's slots of inactive and newly grown weights
-       (`sparsejax.slots`);
+    3. at an update step resets the optimizer's slots of inactive and newly grown
+       weights (`sparsejax.slots`);
     4. returns updates that leave inactive and newly grown weights at exactly 0.0 once
        `optax.apply_updates` has added them. A grown weight takes its first step at
        t + 1, as in the official GraNet and RigL codes.
@@ -235,10 +238,13 @@ def sparsify(
     `optax.apply_if_finite` around it are fine, and then count as its steps only those
     that reach it.
 
-    `update(grads, state, params, may_update=False)` leaves the topology update out of
-    the compiled step: a training loop that knows the step number, and calls another
-    compiled step where `tx.is_update_step(step)`, pays nothing for it in between. Where
-    it is called at an update step all the same, that update counts as skipped.
+    Whether a step is an update step is decided as it runs. A training loop that knows
+    the step number does better with two compiled steps: one of
+    `update(grads, state, params, update_topology=False)`, which has nothing of a
+    topology update in it, and one of `update_topology=True`, which updates the topology
+    whenever it is called, without a conditional around it: that lets a CPU use all its
+    cores. `tx.is_update_step(step)` says which one is due. Where the first is called at
+    an update step, that update counts as skipped.
 
     Args:
         inner: Any optax optimizer.
@@ -273,7 +279,7 @@ def sparsify(
         return map_masked(lambda mask: LayerRule(), masks)
 
     def first_masks(params: PyTree) -> PyTree:
-        if _is_placeholder(params):
+        if is_placeholder(params):
             return params
         rules = rules_of(params)
         if masks is not None:
@@ -292,12 +298,12 @@ def sparsify(
     def first_memory(params: PyTree) -> Memory:
         if method.memory is None:
             return Memory()
-        rules = params if _is_placeholder(params) else rules_of(params)
+        rules = params if is_placeholder(params) else rules_of(params)
         return method.memory.init(params, rules)
 
     def init_fn(params: PyTree) -> SparsifyState:
         start = first_masks(params)
-        masked = params if _is_placeholder(params) else apply_masks(params, start)
+        masked = params if is_placeholder(params) else apply_masks(params, start)
         return SparsifyState(
             step=jnp.zeros([], jnp.int32),
             key=key_data,
@@ -338,9 +344,7 @@ def sparsify(
         )
         return memory._replace(slots=slots)
 
-    def topology_update(
-        grads: PyTree, state: SparsifyState, params: PyTree
-    ) -> tuple[PyTree, TopologyFigures, Any]:
+    def propose(grads: PyTree, state: SparsifyState, params: PyTree) -> TopologyUpdate:
         rules = rules_of(params)
         key = jax.random.wrap_key_data(state.key)
         slots = {
@@ -357,30 +361,31 @@ def sparsify(
             memory=state.memory._replace(slots=slots),
         )
         assert method.update is not None
-        proposed = method.update(snapshot)
-        sound = _all_finite(params, grads)
-        update = TopologyUpdate(
-            masks=map_masked(
-                lambda old, new: jnp.where(sound, new, old),
-                state.masks,
-                join_layers(proposed.masks, rules),
-            ),
-            grown=map_masked(lambda g: g & sound, join_layers(proposed.grown, rules)),
+        update = method.update(snapshot)
+        return update._replace(
+            masks=join_layers(update.masks, rules),
+            grown=join_layers(update.grown, rules),
         )
-        figures = _figures(state.masks, update, state.figures, sound)
-        scalars = state.memory.scalars
-        if proposed.scalars is not None:
-            scalars = jax.tree.map(
-                lambda new, old: jnp.where(sound, new, old), proposed.scalars, scalars
-            )
-        return _encode(update), figures, scalars
+
+    def topology_update(
+        grads: PyTree, state: SparsifyState, params: PyTree
+    ) -> tuple[PyTree, TopologyFigures, Any]:
+        sound = _all_finite(params, grads)
+        update = propose(grads, state, params)
+        scalars = state.memory.scalars if update.scalars is None else update.scalars
+        codes, scalars = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (_encode(update), scalars),
+            (_encode(no_growth(state.masks)), state.memory.scalars),
+        )
+        return codes, _figures(state.masks, codes, state.figures, sound), scalars
 
     def update_fn(
         updates: PyTree,
         state: SparsifyState,
         params: PyTree | None = None,
         *,
-        may_update: bool = True,
+        update_topology: bool | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SparsifyState]:
         grads = updates
@@ -392,43 +397,44 @@ def sparsify(
         check_fit(state.masks, params)
         check_fit(state.masks, grads, "grads")
         state = state._replace(memory=observe(grads, state, params))
-        is_update_step = jnp.asarray(is_update_step_of(state.step))
+        # Where it is known it must not depend on the step: XLA's CPU backend would work
+        # it out again for each weight.
+        due = jnp.asarray(update_topology or is_update_step_of(state.step))
         figures, scalars = state.figures, state.memory.scalars
-        if method.update is None or not may_update:
+        may_change = method.update is not None and update_topology is not False
+        if not may_change:
             masks_now = kept = state.masks
-            grown = map_masked(jnp.zeros_like, state.masks)
-            missed = jnp.where(is_update_step, 1, 0)
+            missed = jnp.where(due, 1, 0)
             figures = figures._replace(skipped=figures.skipped + missed)
-            is_update_step = jnp.zeros([], bool)
         else:
+
+            def change() -> tuple[PyTree, TopologyFigures, Any]:
+                return topology_update(grads, state, params)
+
+            def keep() -> tuple[PyTree, TopologyFigures, Any]:
+                return _encode(no_growth(state.masks)), figures, scalars
+
             # Only masks and scalars come out of the conditional: parameters, optimizer
             # state or the method's slots would be copied at every ordinary step.
-            codes, figures, scalars = jax.lax.cond(
-                is_update_step,
-                lambda: topology_update(grads, state, params),
-                lambda: (_encode(no_growth(state.masks)), figures, scalars),
+            codes, figures, scalars = (
+                change() if update_topology else jax.lax.cond(due, change, keep)
             )
             masks_now = map_masked(lambda code: code != _INACTIVE, codes)
             kept = map_masked(lambda code: code == _KEPT, codes)
             grown = map_masked(lambda code: code == _GROWN, codes)
 
-        inner_updates, inner_state = inner.update(
-            apply_masks(grads, kept),
-            state.inner_state,
-            apply_masks(params, kept),
-            **extra_args,
+        inner_updates, inner_state = masked_update(
+            inner, grads, state.inner_state, params, kept, **extra_args
         )
+        if may_change:
+            inner_state = reset_slots(inner, inner_state, params, kept, grown, due)
         return _to_zero_unless(kept, inner_updates, params), SparsifyState(
             step=optax.safe_increment(state.step),
             key=state.key,
             masks=masks_now,
-            inner_state=reset_slots(
-                inner, inner_state, params, kept, grown, is_update_step
-            ),
+            inner_state=inner_state,
             figures=figures,
-            memory=forget(
-                state.memory._replace(scalars=scalars), params, is_update_step
-            ),
+            memory=forget(state.memory._replace(scalars=scalars), params, due),
         )
 
     tx = SparseTransformation(init_fn, update_fn)
@@ -490,7 +496,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
     """
     is_ours = lambda node: isinstance(node, SparsifyState)  # noqa: E731
     nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
-    found = [node.masks for node in nodes if is_ours(node)]
+    found = [unpack_masks(node.masks) for node in nodes if is_ours(node)]
     if not found:
         raise ValueError(
             "opt_state must hold the state of sparsify or of one of the *_transform "

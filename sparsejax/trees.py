@@ -31,6 +31,23 @@ def is_left_dense(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def is_placeholder(params: PyTree) -> bool:
+    """Tells whether params is the node that optax.tree.map_params makes a state with.
+
+    A state made from it must hold it wherever a tree like the parameters belongs.
+
+    Args:
+        params: What an optimizer's init was called with.
+
+    Returns:
+        True for a node without children that is no ordinary container.
+    """
+    structure: Any = jax.tree.structure(params)
+    containers = (dict, list, tuple, type(None))
+    childless = structure.num_nodes == 1 and structure.num_leaves == 0
+    return childless and not isinstance(params, containers)
+
+
 def path_string(path: Sequence[Any]) -> str:
     """Joins the keys that lead to a leaf with "/".
 

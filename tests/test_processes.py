@@ -17,6 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONFIG = "experiments/configs/digits_resnet.py:method=granet_st,sparsity=0.9"
 LAST = 19  # one epoch
+SHARDED = [
+    "--config.parallel=jit",
+    "--config.shard_state=True",
+    "--config.checkpoint_every_steps=10",
+]
 
 
 def free_port():
@@ -83,19 +88,27 @@ def alone(cache, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("processes", "overrides"),
-    [
-        (2, ["--config.parallel=pmap", "--config.sync_batch_norm=True"]),
-        (2, ["--config.parallel=jit", "--config.shard_state=True"]),
-        (4, ["--config.parallel=jit"]),
-    ],
-    ids=["pmap-2", "jit-sharded-2", "jit-4"],
-)
-def test_metrics_are_those_of_one_process(cache, alone, tmp_path, processes, overrides):
+@pytest.fixture(scope="module")
+def two(cache, tmp_path_factory):
+    """Two processes by jit, the state spread over both; a checkpoint on the way."""
+    workdir = tmp_path_factory.mktemp("two")
+    train(workdir, cache, 2, *SHARDED)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four(cache, tmp_path_factory):
+    """Four processes by pmap."""
+    workdir = tmp_path_factory.mktemp("four")
+    settings = ["--config.parallel=pmap", "--config.sync_batch_norm=True"]
+    train(workdir, cache, 4, *settings)
+    return workdir
+
+
+@pytest.mark.parametrize("together", ["two", "four"])
+def test_metrics_are_those_of_one_process(alone, together, request):
     # Masks are compared between the processes after each update, by the loop itself.
-    train(tmp_path, cache, processes, *overrides)
-    one, many = record(alone), record(tmp_path)
+    one, many = record(alone), record(request.getfixturevalue(together))
     assert [(a["step"], a["kind"]) for a in one] == [
         (a["step"], a["kind"]) for a in many
     ]
@@ -107,16 +120,16 @@ def test_metrics_are_those_of_one_process(cache, alone, tmp_path, processes, ove
     np.testing.assert_allclose(first["loss"], other["loss"], rtol=2e-2)
 
 
-def test_a_checkpoint_of_two_processes_is_resumed_by_one(cache, tmp_path):
-    sharded = ["--config.parallel=jit", "--config.checkpoint_every_steps=10"]
-    train(tmp_path, cache, 2, "--config.shard_state=True", *sharded)
-    before = record(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / str(LAST))
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(cache, two, tmp_path):
+    workdir = tmp_path / "resumed"
+    shutil.copytree(two, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(LAST))
     # What is restored is held against the checksum that two processes computed.
-    texts = train(tmp_path, cache, 1, *sharded)
+    alone = [flag for flag in SHARDED if "shard_state" not in flag]
+    texts = train(workdir, cache, 1, *alone)
     assert "damaged" not in texts[0]
-    assert (tmp_path / "checkpoints" / str(LAST)).exists()
-    after = record(tmp_path)
+    assert (workdir / "checkpoints" / str(LAST)).exists()
+    before, after = record(two), record(workdir)
     early = [line for line in before if line["step"] <= 10]
     assert early and after[: len(early)] == early
     assert [line["step"] for line in after] == [line["step"] for line in before]

@@ -90,7 +90,7 @@ def reset(inner: optax.GradientTransformation, grown: jax.Array) -> Any:
         params,
         {"w": kept, "b": left_dense},
         {"w": grown, "b": left_dense},
-        jnp.any(grown),
+        jnp.array(True),
     )
 
 

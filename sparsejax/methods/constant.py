@@ -73,7 +73,7 @@ def exchange_by(growth: Growth, rate_at: Schedule) -> Callable[..., TopologyUpda
             grow_score=growth.score(now, now.masks),
             masks=now.masks,
             fraction=rate_at(now.step),
-            key=scores.absolute,
+            key=scores.rank_of_magnitude,
         )
 
     return update

@@ -139,7 +139,7 @@ def granet_transform(
             grow_score=growth.score(now, masks),
             masks=masks,
             fraction=rate,
-            key=scores.absolute,
+            key=scores.rank_of_magnitude,
         )
 
     method = Method(

@@ -40,6 +40,7 @@ import optax
 from sparsejax import scores
 from sparsejax.checks import check_sparsity, check_step
 from sparsejax.distributions import Distribution, check_distribution
+from sparsejax.inner import masked_update
 from sparsejax.masks import apply_masks, counts_by_rule, difference
 from sparsejax.parameters import (
     LayerRule,
@@ -51,8 +52,13 @@ from sparsejax.parameters import (
 )
 from sparsejax.selection import top_k_mask
 from sparsejax.slots import reset_slots
-from sparsejax.transform import _is_placeholder
-from sparsejax.trees import check_fit, is_left_dense, map_masked, merge
+from sparsejax.trees import (
+    check_fit,
+    is_left_dense,
+    is_placeholder,
+    map_masked,
+    merge,
+)
 
 PyTree = Any
 
@@ -163,7 +169,7 @@ def top_kast_transform(
         )
 
     def init_fn(params: PyTree) -> TopKastState:
-        placeholder = _is_placeholder(params)
+        placeholder = is_placeholder(params)
         forward, backward = (params, params) if placeholder else largest(params)
         return TopKastState(
             step=jnp.zeros([], jnp.int32),
@@ -190,11 +196,8 @@ def top_kast_transform(
         check_fit(state.backward, grads, "grads")
         if exploration:
             grads = penalised(grads, state, params)
-        inner_updates, inner_state = inner.update(
-            apply_masks(grads, state.backward),
-            state.inner_state,
-            apply_masks(params, state.backward),
-            **extra_args,
+        inner_updates, inner_state = masked_update(
+            inner, grads, state.inner_state, params, state.backward, **extra_args
         )
         moves = apply_masks(inner_updates, state.backward)
         step = optax.safe_increment(state.step)
