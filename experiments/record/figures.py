@@ -210,8 +210,9 @@ def _dead_units(lines: Sequence[Line]) -> Figure | None:
     for name, (label, mark, color) in drawn.items():
         steps, shares = points(lines, name, "topology")
         if steps:
-            style = {"marker": mark, "markersize": 3.5, "color": color}
-            axes.plot(steps, shares, label=label, **style)
+            axes.plot(
+                steps, shares, marker=mark, markersize=3.5, color=color, label=label
+            )
     if not axes.lines:
         return None
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
