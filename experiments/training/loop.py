@@ -232,6 +232,21 @@ class _Recorder:
         self._events = _events(state)
         self._since = math.nan  # until the first chunk is through: it compiles
         self._examples, self._seconds = 0, 0.0
+        self._compiled: set[bool] = set()
+
+    def take(
+        self, may_update: bool, state: TrainState, chunk: PyTree
+    ) -> tuple[TrainState, PyTree]:
+        """Takes the steps of a chunk; compiling a program is not timed as training."""
+        train, data = self._run.train[may_update], self._run.feed.data
+        if may_update in self._compiled:
+            return train(state, data, chunk)
+        self._compiled.add(may_update)
+        jax.block_until_ready(state)  # or steps would run while nothing counts
+        start = time.monotonic()
+        taken = train(state, data, chunk)
+        self._since += time.monotonic() - start
+        return taken
 
     def add(self, step: int, metrics: PyTree, measured: bool) -> None:
         """Takes the metrics of a chunk that ends at a step, without waiting for it."""
@@ -375,7 +390,7 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         sizes = [plan.size for plan in plans]
         chunks = stack.enter_context(contextlib.closing(run.feed.chunks(start, sizes)))
         for (size, may_update, measured), chunk in zip(plans, chunks):
-            state, metrics = run.train[may_update](state, run.feed.data, chunk)
+            state, metrics = recorder.take(may_update, state, chunk)
             step += size
             recorder.add(step, metrics, measured)
             last = step == run.plan.total_steps

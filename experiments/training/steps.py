@@ -54,8 +54,7 @@ def make_train_step(
             step sees the whole batch.
         may_update: Whether the step may be one at which the topology changes.
         is_measured: A function of the step number: whether its `Measures` are taken.
-            True at every step at which the topology changes, or what weights were
-            explored is not known. None leaves all that out of the compiled step.
+            None leaves them out of the compiled step, and `explored` as it was.
 
     Returns:
         (state, batch) -> (state, metrics), with "image" float[batch, h, w, c] and
