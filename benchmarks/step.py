@@ -90,7 +90,7 @@ def main() -> None:
         init = staticmethod(sgd.init)
 
         @staticmethod
-        def update(grads: Any, state: Any, params: Any, may_update: bool) -> Any:
+        def update(grads: Any, state: Any, params: Any, **options: Any) -> Any:
             return sgd.update(grads, state, params)
 
     model = create_model("resnet50", 1000)

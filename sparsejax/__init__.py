@@ -5,10 +5,15 @@ from sparsejax.analysis.accounting import density_history as density_history
 from sparsejax.analysis.accounting import rigl_step_flops as rigl_step_flops
 from sparsejax.analysis.accounting import top_kast_accounting as top_kast_accounting
 from sparsejax.analysis.accounting import training_flops as training_flops
+from sparsejax.analysis.dead_units import dead_units as dead_units
+from sparsejax.analysis.dead_units import empty_layers as empty_layers
+from sparsejax.analysis.dead_units import unread_inputs as unread_inputs
+from sparsejax.analysis.exploration import itop_rate as itop_rate
 from sparsejax.analysis.flops import ForwardFlops as ForwardFlops
 from sparsejax.analysis.flops import forward_flops as forward_flops
 from sparsejax.analysis.flops import inference_flops as inference_flops
 from sparsejax.analysis.flops import layer_densities as layer_densities
+from sparsejax.analysis.gradient_flow import gradient_flow as gradient_flow
 from sparsejax.analysis.summary import summary as summary
 from sparsejax.counts import drop_count as drop_count
 from sparsejax.counts import keep_count as keep_count
@@ -110,22 +115,26 @@ __all__ = (
     "count_per_neuron",
     "count_prunable",
     "cubic_sparsity",
+    "dead_units",
     "dense_masks",
     "density",
     "density_history",
     "difference",
     "drop_count",
     "dsr_transform",
+    "empty_layers",
     "every",
     "exchange",
     "fold_thresholds",
     "forward_flops",
     "get_masks",
     "gmp_transform",
+    "gradient_flow",
     "granet_transform",
     "inference_flops",
     "init_sparse",
     "init_thresholds",
+    "itop_rate",
     "itop_transform",
     "keep_count",
     "kth_largest",
@@ -167,5 +176,6 @@ __all__ = (
     "uniform_except",
     "union",
     "unpack_masks",
+    "unread_inputs",
     "with_packed_masks",
 )

@@ -8,6 +8,7 @@ from image_sets import write_tiny_imagenet
 
 pytest.importorskip("grain", reason="of the experiments extra")
 
+import sparsejax as sj
 from experiments.configs import cifar_vgg19, digits_resnet, imagenet_resnet50
 from experiments.record.metrics import read_metrics
 from experiments.training import loop
@@ -114,6 +115,13 @@ def assert_whole_record(workdir, outcome):
     }
     last = [line for line in lines if "sparsity" in line][-1]
     assert last["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    measured = [line for line in lines if line["kind"] == "topology"]
+    assert all(line["gradient_flow"] > 0 for line in measured)
+    rates = [line["itop_rate"] for line in measured]
+    assert rates == sorted(rates)
+    explored = sj.itop_rate([outcome.state.explored]).item()
+    assert rates[-1] == pytest.approx(explored)
+    assert explored > 1 - last["sparsity"]
     tests = [line for line in lines if line["kind"] == "test"]
     steps = [line["step"] for line in tests]
     assert steps == sorted(set(steps)) and steps[-1] == 6  # one evaluation a step

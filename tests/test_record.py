@@ -332,6 +332,10 @@ def record_run(workdir):
                 continue
             topology = {"sparsity": step / 40, "churn": 0.1, "grown": 3, "dropped": 4}
             topology |= {"active": 5, "updates": step // 10}
+            topology |= {"itop_rate": 0.5, "gradient_flow": 1 / step, "dead_units": 0.1}
+            topology |= {"gradient_flow/a": 1 / step, "gradient_flow/b": math.nan}
+            topology |= {"dead_units/a": 0.0, "dead_units/b": 0.2, "empty_layers": 2}
+            topology |= {"unread_inputs": 0.0, "unread_inputs/a": 0.0}
             layers = {"density/conv_10/kernel": 0.0, "density/conv_$2/k$": 1 / step}
             writer.write(step, {**topology, "skipped": 1, **layers}, "topology")
             # The best validation is neither the last nor where the test is best.
@@ -363,6 +367,7 @@ class TestReport:
             "Best validation accuracy": ("81.25 %", "step 20"),
             "Sparsity, realised": ("75.00 %", "target 95.00 %"),
             "Last recorded step": ("30", "of 40, unfinished"),
+            "Layers without an active weight": ("2", "nothing passes through them"),
             "Topology updates skipped": ("1", "gradients or weights were not finite"),
         }
 
@@ -377,7 +382,17 @@ class TestReport:
         for absent in ("http://", "https://", "<script", "<link", "<b>&", "<i>"):
             assert absent not in page
         sources = re.findall(r'src="(.{26})', page)
-        assert sources == ["data:image/svg+xml;base64,"] * 9
+        assert sources == ["data:image/svg+xml;base64,"] * 14
+        for title in (
+            "Weights active at least once: ITOP&#x27;s rate R_s",
+            "Gradient flow (squared norm, active weights)",
+            "Units that the masks have cut off",
+            "Gradient flow by layer (logarithmic; grey where there is none)",
+            "Share of output units without incoming weights (logarithmic; grey for "
+            "none)",
+        ):
+            assert f'alt="{title}"' in page
+        assert "Share of input units" not in page  # every input unit is read
 
     def test_layer_table(self, tmp_path):
         record_run(tmp_path)
@@ -401,7 +416,7 @@ class TestReport:
             {"step": 20, "kind": "topology", "churn": 0.25},
             {"step": 30, "kind": "train", "loss": 1.0},
         ]
-        mesh = _layers(lines).axes[0].collections[0]
+        mesh = _layers(lines, "density", "Density").axes[0].collections[0]
         np.testing.assert_array_equal(mesh.get_array().mask, [[False], [True]])
         np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [20, 30])
 
@@ -434,6 +449,8 @@ class TestReport:
             {},
             {"sparsity": 0.0, "density/a": 1.0},
             {"density/a": 0.0, "churn": math.nan},
+            {"gradient_flow/a": 0.0, "gradient_flow": 0.0, "dead_units/a": 0.0},
+            {"gradient_flow/a": math.nan, "gradient_flow": math.nan},
         ],
     )
     def test_a_run_that_has_hardly_begun(self, tmp_path, metrics):

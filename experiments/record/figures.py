@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator, PercentFormatter
 
 from experiments.record.metrics import Kind
 
@@ -26,7 +26,7 @@ _STYLES: dict[Kind, dict[str, Any]] = {
     "test": {"color": "#009E73", "marker": "s", "markersize": 3.5, "linestyle": "--"},
     "topology": {"color": "#7A4988", "marker": "^", "markersize": 3.5},
 }
-_BY_LAYER = "density/"
+_BY_LAYER = ("density/", "gradient_flow/", "dead_units/", "unread_inputs/")
 _GREY = "#5F6B76"
 _EMPTY = "#D9DDE1"
 
@@ -201,14 +201,56 @@ def _exchange(lines: Sequence[Line]) -> Figure | None:
     return figure
 
 
-def _layers(lines: Sequence[Line]) -> Figure | None:
-    """Draws layers as rows and records of them as columns; curves would be too many."""
+def _dead_units(lines: Sequence[Line]) -> Figure | None:
+    figure, axes = _axes("Units that the masks have cut off", "of all units")
+    drawn = {
+        "dead_units": ("outputs without incoming weights", "v", "#D55E00"),
+        "unread_inputs": ("inputs without weights into the layer", "^", "#0072B2"),
+    }
+    for name, (label, mark, color) in drawn.items():
+        steps, shares = points(lines, name, "topology")
+        if steps:
+            axes.plot(
+                steps, shares, marker=mark, markersize=3.5, color=color, label=label
+            )
+    if not axes.lines:
+        return None
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def _itop_rate(lines: Sequence[Line]) -> Figure | None:
+    title = "Weights active at least once: ITOP's rate R_s"
+    figure = _curves(lines, "itop_rate", title)
+    if figure is not None:
+        figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.axes[0].set_ylim(0, 1.03)
+    return figure
+
+
+def _gradient_flow(lines: Sequence[Line]) -> Figure | None:
+    title = "Gradient flow (squared norm, active weights)"
+    figure = _curves(lines, "gradient_flow", title)
+    if figure is not None and np.any(np.array(points(lines, "gradient_flow")[1]) > 0):
+        axis = figure.axes[0].yaxis
+        figure.axes[0].set_yscale("log")
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    return figure
+
+
+def _by_layer(
+    lines: Sequence[Line], name: str
+) -> tuple[list[str], list[int], np.ma.MaskedArray] | None:
+    """Gathers a figure of layers as rows and records of them as columns."""
     columns: dict[int, dict[str, float]] = {}
     for line in lines:
         found = {
-            name.removeprefix(_BY_LAYER): float(line[name])
-            for name in line
-            if name.startswith(_BY_LAYER)
+            each.removeprefix(f"{name}/"): float(line[each])
+            for each in line
+            if each.startswith(f"{name}/")
         }
         if found:
             columns[line["step"]] = found
@@ -216,22 +258,32 @@ def _layers(lines: Sequence[Line]) -> Figure | None:
         return None
     paths = sorted(set().union(*columns.values()), key=in_natural_order)
     steps = sorted(columns)
-    density = np.array(
-        [[columns[step].get(path, math.nan) for step in steps] for path in paths]
-    )
-    # An emptied layer has no logarithm, and is worth a colour of its own.
-    density = np.ma.masked_less_equal(np.ma.masked_invalid(density), 0.0)
+    values = [[columns[step].get(path, math.nan) for step in steps] for path in paths]
+    return paths, steps, np.ma.masked_invalid(np.array(values))
+
+
+def _layers(
+    lines: Sequence[Line], name: str, title: str, highest: float | None = None
+) -> Figure | None:
+    """Draws layers as rows, on a logarithmic scale; curves would be too many."""
+    gathered = _by_layer(lines, name)
+    if gathered is None:
+        return None
+    paths, steps, values = gathered
+    # Zero has no logarithm, and is worth a colour of its own.
+    values = np.ma.masked_less_equal(values, 0.0)
+    lowest = values.min() if values.count() else 0.5
+    highest = highest or (values.max() if values.count() else 1.0)
     figure = Figure(figsize=(11, 1.3 + 0.19 * len(paths)), layout="constrained")
     axes = figure.subplots()
-    axes.set_title("Density by layer (logarithmic; grey where no weight is active)")
+    axes.set_title(title)
     axes.grid(False)
     axes.set_facecolor(_EMPTY)
-    lowest = density.min() if density.count() else 0.5
     image = axes.pcolormesh(
         [*steps, max(lines[-1]["step"], steps[-1] + 1)],
         np.arange(len(paths) + 1),
-        density,
-        norm=LogNorm(min(float(lowest), 0.5), 1.0),
+        values,
+        norm=LogNorm(min(float(lowest), highest / 2), highest),
         cmap="viridis",
         rasterized=True,
     )
@@ -245,9 +297,18 @@ def _layers(lines: Sequence[Line]) -> Figure | None:
     return figure
 
 
+def _cut_off_by_layer(lines: Sequence[Line], name: str, title: str) -> Figure | None:
+    """Draws nothing for a run in which no unit was ever cut off."""
+    gathered = _by_layer(lines, name)
+    if gathered is None or not np.any(gathered[2].filled(0) > 0):
+        return None
+    return _layers(lines, name, f"{title} (logarithmic; grey for none)", highest=1.0)
+
+
 # What has a figure or a place of its own.
 _DRAWN = {"step", "kind", "loss", "accuracy", "sparsity", "churn", "dropped", "grown"}
 _DRAWN |= {"learning_rate", "examples_per_second", "active", "updates", "skipped"}
+_DRAWN |= {"itop_rate", "gradient_flow", "dead_units", "unread_inputs", "empty_layers"}
 
 
 def draw_figures(lines: Sequence[Line], target: float | None) -> list[tuple[str, str]]:
@@ -262,14 +323,24 @@ def draw_figures(lines: Sequence[Line], target: float | None) -> list[tuple[str,
     """
     names = {name for line in lines for name in line} - _DRAWN
     others = sorted(name for name in names if not name.startswith(_BY_LAYER))
+    density = "Density by layer (logarithmic; grey where no weight is active)"
+    flow = "Gradient flow by layer (logarithmic; grey where there is none)"
+    dead = "Share of output units without incoming weights"
+    unread = "Share of input units without weights into the layer"
     with matplotlib.rc_context(_SETTINGS):
         figures = [
             ("", _loss(lines)),
             ("", _accuracy(lines)),
             ("", _density(lines, target)),
             ("", _churn(lines)),
-            ("wide", _layers(lines)),
             ("", _exchange(lines)),
+            ("", _itop_rate(lines)),
+            ("", _gradient_flow(lines)),
+            ("", _dead_units(lines)),
+            ("wide", _layers(lines, "density", density, highest=1.0)),
+            ("wide", _layers(lines, "gradient_flow", flow)),
+            ("wide", _cut_off_by_layer(lines, "dead_units", dead)),
+            ("wide", _cut_off_by_layer(lines, "unread_inputs", unread)),
             ("", _curves(lines, "learning_rate", "Learning rate")),
             ("", _throughput(lines)),
             *(("", _curves(lines, name, name)) for name in others),

@@ -100,6 +100,10 @@ def _tiles(
         if total is not None and lines[-1]["step"] < total:
             note += ", unfinished"
         tiles.append(("Last recorded step", f"{lines[-1]['step']:,}", note))
+    empty = points(lines, "empty_layers", "topology")[1]
+    if empty and empty[-1] > 0:
+        note = "nothing passes through them"
+        tiles.append(("Layers without an active weight", f"{empty[-1]:,.0f}", note))
     skipped = points(lines, "skipped", "topology")[1]
     if skipped and skipped[-1] > 0:
         note = "gradients or weights were not finite"

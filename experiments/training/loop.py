@@ -27,9 +27,10 @@ from experiments.record.report import write_report
 from experiments.record.storage import Storage, open_storage
 from experiments.training.checkpoint import Best, Checkpointer
 from experiments.training.feed import Feed, evaluation_chunks, make_feed
+from experiments.training.measures import Measures, named
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.parallel import AXIS, Parallel, make_parallel
-from experiments.training.plan import Plan, chunk_sizes, plan_run
+from experiments.training.plan import Plan, chunk_sizes, is_measured, plan_run
 from experiments.training.preemption import Preempted, PreemptionWatch
 from experiments.training.sparse import sparse_optimizer
 from experiments.training.state import TrainState, checksum, create_state
@@ -149,6 +150,9 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
     )
     feed = make_feed(config, dataset, plan.epoch_steps, parallel)
 
+    def measured(step: Any) -> Any:
+        return is_measured(step, plan, tx.is_update_step)
+
     def train(may_update: bool) -> Any:
         train_step = make_train_step(
             model,
@@ -157,6 +161,7 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
             accumulation=config.accumulation,
             axis_name=parallel.axis_name,
             may_update=may_update,
+            is_measured=measured if may_update else None,
         )
         return parallel.train(_over_steps(_with_figures(train_step), feed.fetch))
 
@@ -222,12 +227,32 @@ class _Recorder:
     ) -> None:
         self._run, self._writer, self._progress = run, writer, progress
         self._waiting: list[PyTree] = []
+        self._measures: dict[int, Measures] = {}
+        self._masks = jax.eval_shape(lambda: sj.get_masks(state.opt_state))
         self._events = _events(state)
         self._since = math.nan  # until the first chunk is through: it compiles
         self._examples, self._seconds = 0, 0.0
+        self._compiled: set[bool] = set()
 
-    def add(self, step: int, metrics: PyTree) -> None:
+    def take(
+        self, may_update: bool, state: TrainState, chunk: PyTree
+    ) -> tuple[TrainState, PyTree]:
+        """Takes the steps of a chunk; compiling a program is not timed as training."""
+        train, data = self._run.train[may_update], self._run.feed.data
+        if may_update in self._compiled:
+            return train(state, data, chunk)
+        self._compiled.add(may_update)
+        jax.block_until_ready(state)  # or steps would run while nothing counts
+        start = time.monotonic()
+        taken = train(state, data, chunk)
+        self._since += time.monotonic() - start
+        return taken
+
+    def add(self, step: int, metrics: PyTree, measured: bool) -> None:
         """Takes the metrics of a chunk that ends at a step, without waiting for it."""
+        measures = metrics.pop("measures", None)
+        if measured:
+            self._measures[step] = measures
         self._waiting.append(metrics)
         self._progress.update(step)
 
@@ -235,16 +260,18 @@ class _Recorder:
         """Writes down what has come since the last time, up to a step."""
         if not self._waiting:
             return
-        chunks = jax.device_get(self._waiting)
-        self._waiting = []
+        chunks, measures = jax.device_get((self._waiting, self._measures))
+        self._waiting, self._measures = [], {}
         columns = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
         first = step - len(columns["loss"]) + 1
         events = columns["updates"] + columns["skipped"]
         new = np.flatnonzero(np.diff(events, prepend=self._events))
         self._events = int(events[-1])
-        for i in new:  # topology updates, made or left out
-            figures = {name: columns[name][i] for name in sj.TopologyFigures._fields}
-            self._writer.write(first + int(i), figures, "topology")
+        for at, found in measures.items():
+            # An update, made or left out, has figures of its own.
+            figures = sj.TopologyFigures._fields if at - first in new else ()
+            line = {name: columns[name][at - first] for name in figures}
+            self._writer.write(at, line | self._named(found), "topology")
         if new.size:
             _check_same_masks(state, step)
         means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
@@ -269,14 +296,8 @@ class _Recorder:
         """Gives the mean speed so far in examples a second, NaN if it is not known."""
         return self._examples / self._seconds if self._seconds else math.nan
 
-    def write_layers(self, step: int, state: TrainState) -> None:
-        """Writes the density of each layer."""
-        named = {
-            f"density/{layer['path']}": layer["active"] / layer["weights"]
-            for layer in _layer_table(self._run, state)
-            if layer["active"] is not None
-        }
-        self._writer.write(step, named, "topology")
+    def _named(self, measures: Measures) -> dict[str, float]:
+        return named(jax.tree.map(lambda x: x[0], measures), self._masks)
 
 
 def _events(state: TrainState) -> int:
@@ -366,12 +387,12 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         plans = list(
             chunk_sizes(start, run.plan, config, run.feed.most, run.is_update_step)
         )
-        sizes = [size for size, _ in plans]
+        sizes = [plan.size for plan in plans]
         chunks = stack.enter_context(contextlib.closing(run.feed.chunks(start, sizes)))
-        for (size, may_update), chunk in zip(plans, chunks):
-            state, metrics = run.train[may_update](state, run.feed.data, chunk)
+        for (size, may_update, measured), chunk in zip(plans, chunks):
+            state, metrics = recorder.take(may_update, state, chunk)
             step += size
-            recorder.add(step, metrics)
+            recorder.add(step, metrics, measured)
             last = step == run.plan.total_steps
             stop = watch.should_stop(step) and not last
             evaluate = last or step % run.plan.eval_every == 0
@@ -379,7 +400,6 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
             if evaluate or save or step % config.log_every_steps == 0:
                 recorder.write(step, state)
             if evaluate:  # before the last checkpoint: a kill must not lose it
-                recorder.write_layers(step, state)
                 best, test_accuracy = _evaluate(run, state, best, writer, step)
             if save:
                 writer.flush()

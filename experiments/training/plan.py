@@ -74,9 +74,39 @@ def plan_run(config: ConfigDict, dataset: Dataset) -> Plan:
     )
 
 
+def is_measured(step: Any, plan: Plan, is_update_step: Any) -> Any:
+    """Tells where the topology is measured: at its updates, and before evaluations.
+
+    Args:
+        step: A step number from 0, or an array of them; may be traced.
+        plan: The run's lengths.
+        is_update_step: A function of the same: where the topology changes.
+
+    Returns:
+        A bool, or an array of them.
+    """
+    done = step + 1
+    evaluated = (done % plan.eval_every == 0) | (done == plan.total_steps)
+    return is_update_step(step) | evaluated
+
+
+class Chunk(NamedTuple):
+    """Steps that run in one compiled call.
+
+    Attributes:
+        size: How many.
+        may_update: Whether it is the program that can change and measure the topology.
+        measured: Whether the topology is measured; then the size is 1.
+    """
+
+    size: int
+    may_update: bool
+    measured: bool
+
+
 def chunk_sizes(
     start: int, plan: Plan, config: ConfigDict, most: int, is_update_step: Any
-) -> Iterator[tuple[int, bool]]:
+) -> Iterator[Chunk]:
     """Splits what is left of a run into chunks that end where something is to be done.
 
     Args:
@@ -87,21 +117,17 @@ def chunk_sizes(
         is_update_step: A function of an array of steps: where the topology changes.
 
     Yields:
-        (size, whether the topology may change in it). Sizes are `steps_per_call` where
-        it does not, or 1 up to the next such place, so that two programs are compiled
-        and no more; the first has nothing of a topology update in it.
+        The chunks. Sizes are `steps_per_call` where the topology is let alone, or 1 up
+        to the next such place, so that two programs are compiled and no more; the first
+        has nothing of a topology update in it.
     """
     size, step = min(config.steps_per_call, most), start
     stops = (config.log_every_steps, config.checkpoint_every_steps, plan.eval_every)
-    updates = np.flatnonzero(is_update_step(np.arange(plan.total_steps)))
+    every_step = np.arange(plan.total_steps)
+    measured = np.flatnonzero(is_measured(every_step, plan, is_update_step))
     while step < plan.total_steps:
-        coming = np.searchsorted(updates, step)
-        next_update = updates[coming] if coming < len(updates) else plan.total_steps
-        left = min(
-            int(next_update) - step,
-            plan.total_steps - step,
-            *(stop - step % stop for stop in stops),
-        )
+        coming = int(measured[np.searchsorted(measured, step)])  # the last step is one
+        left = min(coming - step, *(stop - step % stop for stop in stops))
         taken = size if left >= size else 1
-        yield taken, left < size
+        yield Chunk(taken, may_update=left < size, measured=left == 0)
         step += taken

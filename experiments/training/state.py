@@ -21,12 +21,14 @@ class TrainState(NamedTuple):
         params: The weights.
         batch_stats: Running statistics of batch norm; empty where there are none.
         opt_state: The optimizer's state, with masks and the key of random growth.
+        explored: The union of all masks so far, like the masks: a byte a weight.
     """
 
     step: jax.Array
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    explored: PyTree
 
 
 def create_state(
@@ -56,6 +58,7 @@ def create_state(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=opt_state,
+            explored=sj.get_masks(opt_state),
         )
 
     return jax.jit(init)()

@@ -8,16 +8,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import sparsejax as sj
+from experiments.training.measures import Measures, measure
 from experiments.training.state import TrainState
 
 Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 def _mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _measure_if(due: jax.Array, *trees: Any) -> Measures:
+    """Measures where it is due; else zeros, which cost nothing."""
+    shapes = jax.eval_shape(measure, *trees)
+
+    def nothing() -> Measures:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(due, lambda: measure(*trees), nothing)
 
 
 def make_train_step(
@@ -28,6 +40,7 @@ def make_train_step(
     accumulation: int,
     axis_name: str | None,
     may_update: bool = True,
+    is_measured: Callable[[Any], Any] | None = None,
 ) -> TrainStep:
     """Makes the training step.
 
@@ -40,10 +53,13 @@ def make_train_step(
         axis_name: The mapped axis over which gradients are averaged; None where the
             step sees the whole batch.
         may_update: Whether the step may be one at which the topology changes.
+        is_measured: A function of the step number: whether its `Measures` are taken.
+            None leaves them out of the compiled step, and `explored` as it was.
 
     Returns:
         (state, batch) -> (state, metrics), with "image" float[batch, h, w, c] and
-        "label" int[batch] in the batch, and "loss" and "accuracy" in the metrics.
+        "label" int[batch] in the batch, and "loss" and "accuracy" in the metrics; with
+        `is_measured` also "measures", zeros where they are not taken.
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, Any]:
@@ -87,13 +103,23 @@ def make_train_step(
             (grads, batch_stats, metrics), axis_name
         )
         updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, may_update=may_update
+            grads,
+            state.opt_state,
+            state.params,
+            update_topology=None if may_update else False,
         )
+        explored = state.explored
+        if is_measured is not None:
+            before, masks = sj.get_masks(state.opt_state), sj.get_masks(opt_state)
+            explored = sj.union(explored, masks)
+            due = jnp.asarray(is_measured(state.step))
+            metrics["measures"] = _measure_if(due, grads, before, masks, explored)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
+            explored=explored,
         )
         return state, metrics
 

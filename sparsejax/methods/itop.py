@@ -14,7 +14,7 @@ authors' commands for CIFAR at batch size 128 have 4000 steps (RigL) and 1500 (S
 
 R_s is the density of the union of all masks so far: start from those of the first state
 and after each update take `explored = sj.union(explored, sj.get_masks(opt_state))`;
-then R_s is `sj.density(explored)`.
+then R_s is `sj.itop_rate([explored])`. The image experiments record it.
 
 What differs from the authors' code: first masks have exact counts instead of Bernoulli
 ones; ties are broken by position, so that counts are exact; weights and gradients are
