@@ -74,8 +74,13 @@ def load_problem(config: ConfigDict) -> Problem:
         test=device_data(dataset.test, dataset.mean, dataset.std),
         image_shape=dataset.image_shape,
         epoch_steps=epoch_steps,
-        learning_rates=np.asarray(jax.vmap(schedule)(jnp.arange(total_steps))),
+        learning_rates=_six_digits(jax.vmap(schedule)(jnp.arange(total_steps))),
     )
+
+
+def _six_digits(rates: jax.Array) -> np.ndarray:
+    """Rounds: 0.1 * 0.1 is then the fixed 0.01, and is continued with once."""
+    return np.array([float(f"{rate:.6g}") for rate in rates.tolist()], np.float32)
 
 
 def continued_rates(

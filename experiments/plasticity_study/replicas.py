@@ -176,6 +176,18 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def concatenate(trees: Sequence[PyTree]) -> PyTree:
+    """Puts several axes of networks in a row.
+
+    Args:
+        trees: Trees of the same structure with networks on the first axis.
+
+    Returns:
+        The tree with all of them on it.
+    """
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
 def pick(tree: PyTree, places: int | Sequence[int]) -> PyTree:
     """Takes some of the networks on an axis.
 

@@ -8,10 +8,9 @@ the dense run itself as long as its learning rate is the schedule's.
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,7 +21,13 @@ from experiments.plasticity_study.problem import (
     load_problem,
 )
 from experiments.plasticity_study.prune import prune_states
-from experiments.plasticity_study.replicas import Programs, make_programs, pick, stack
+from experiments.plasticity_study.replicas import (
+    Programs,
+    concatenate,
+    make_programs,
+    pick,
+    stack,
+)
 from experiments.plasticity_study.settings import Setting, all_settings, rate_labels
 from experiments.plasticity_study.store import Record, Store
 from experiments.record.progress import Progress
@@ -31,6 +36,7 @@ from experiments.training.state import TrainState
 # Where GraNet's prune rate ends, in its official code.
 _FINAL_EXCHANGE_RATE = 0.005
 
+PyTree = Any
 Item = TypeVar("Item")
 Cell = tuple[str, int, Setting]  # label of the learning rates, seed, setting
 Advance = Callable[[int], None]  # told how many epochs of one network are done
@@ -152,6 +158,21 @@ def _load(
     return stack([bench.store.load_checkpoint(seed, epoch, one) for seed in seeds])
 
 
+def _checkpoints(
+    bench: _Bench, epoch: int
+) -> tuple[TrainState, dict[int, float], PyTree]:
+    """Loads an epoch's checkpoints, with their accuracies by seed and gradients."""
+    states, grads = [], []
+    accuracies: dict[int, float] = {}
+    for seeds in _chunks(bench.config.seeds, bench.config.replicas_at_once):
+        numbers = np.asarray(seeds, np.int32)
+        like = jax.eval_shape(bench.programs.create, numbers)
+        states.append(_load(bench, seeds, epoch, like))
+        accuracies |= dict(zip(seeds, bench.programs.accuracy(states[-1]).tolist()))
+        grads.append(bench.programs.first_gradients(states[-1], numbers, epoch))
+    return concatenate(states), accuracies, concatenate(grads)
+
+
 def _continue_from(
     bench: _Bench,
     epoch: int,
@@ -160,10 +181,7 @@ def _continue_from(
 ) -> None:
     """Prunes the checkpoints of an epoch and trains on what comes of it."""
     config, programs, seeds = bench.config, bench.programs, list(bench.config.seeds)
-    like = jax.eval_shape(programs.create, np.asarray(seeds, np.int32))
-    dense = _load(bench, seeds, epoch, like)
-    before = dict(zip(seeds, programs.accuracy(dense)))
-    grads = programs.first_gradients(dense, np.asarray(seeds, np.int32), epoch)
+    dense, before, grads = _checkpoints(bench, epoch)
     exchange_rate = _exchange_rate(config, bench.problem, epoch)
     tracks = continued_rates(bench.problem, config, epoch)
     labels = dict.fromkeys(label for label, _, _ in missing)
@@ -184,7 +202,7 @@ def _continue_from(
                     config,
                 )
             )
-        states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        states = concatenate(parts)
         straight_after = programs.accuracy(states)
         active, prunable, empty = _counts(states)
         continued: dict[bytes, np.ndarray] = {}  # by the learning rates' bits
@@ -202,7 +220,7 @@ def _continue_from(
                     label,
                     seed,
                     *setting,
-                    before=float(before[seed]),
+                    before=before[seed],
                     pruned=float(straight_after[i]),
                     continued=float(last[i]),
                     active=int(active[i]),
