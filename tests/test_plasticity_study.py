@@ -20,8 +20,8 @@ import sparsejax as sj
 from experiments.configs import plasticity_cifar, plasticity_digits
 from experiments.plasticity_study import study
 from experiments.plasticity_study.experiment import run_experiment
+from experiments.plasticity_study.problem import inner_optimizer
 from experiments.plasticity_study.prune import new_topology, with_topology
-from experiments.plasticity_study.replicas import inner_optimizer
 from experiments.plasticity_study.results import overall_effect, summarise
 from experiments.plasticity_study.settings import UNPRUNED, Setting, check_config
 from experiments.plasticity_study.store import Record

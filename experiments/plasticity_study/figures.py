@@ -27,6 +27,8 @@ LOOKS: Mapping[str, Look] = {
     "exchange": Look("#0072B2", "^"),
 }
 
+_DPI = 100  # they are large: small files nonetheless
+
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
@@ -107,7 +109,7 @@ def plot_heat_map(rows: Sequence[Row], unit: str, scope: str, path: Path) -> Non
             f"{UNIT_LABELS[unit].capitalize()} pruned {SCOPE_LABELS[scope]}",
             fontsize=10,
         )
-        figure.savefig(path)
+        figure.savefig(path, dpi=_DPI)
 
 
 def _rate_name(label: str) -> str:
@@ -212,7 +214,7 @@ def _grid_of_panels(
         handles, names = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(rates))
         figure.suptitle(f"Plasticity in points. {title}", fontsize=10)
-        figure.savefig(path)
+        figure.savefig(path, dpi=_DPI)
 
 
 def draw_figures(rows: Sequence[Row], folder: Path) -> None:

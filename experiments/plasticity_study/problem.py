@@ -1,11 +1,12 @@
 """The network, the data and the learning rates of a study."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from experiments.input.augment import check_pad
@@ -15,7 +16,7 @@ from experiments.input.plan import steps_per_epoch
 from experiments.models import create_model
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.plasticity_study.settings import SCHEDULE, rate_labels
-from experiments.training.optimizer import learning_rate
+from experiments.training.optimizer import learning_rate, make_optimizer
 
 
 class Problem(NamedTuple):
@@ -76,6 +77,19 @@ def load_problem(config: ConfigDict) -> Problem:
         epoch_steps=epoch_steps,
         learning_rates=_six_digits(jax.vmap(schedule)(jnp.arange(total_steps))),
     )
+
+
+def inner_optimizer(config: ConfigDict, rate: Any) -> optax.GradientTransformation:
+    """Makes the optimizer at one learning rate; its state is the same at any.
+
+    Args:
+        config: As in `experiments/configs/plasticity_digits.py`.
+        rate: The learning rate, which may be traced.
+
+    Returns:
+        The optimizer, not wrapped.
+    """
+    return make_optimizer(config, lambda count: rate)
 
 
 def _six_digits(rates: jax.Array) -> np.ndarray:

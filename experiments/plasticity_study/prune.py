@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import sparsejax as sj
-from experiments.plasticity_study.replicas import inner_optimizer
+from experiments.plasticity_study.problem import inner_optimizer
 from experiments.plasticity_study.settings import UNPRUNED, Setting
 from experiments.training.state import TrainState
 from sparsejax.slots import reset_slots
@@ -87,30 +87,3 @@ def with_topology(
     )
     opt_state = start._replace(step=state.opt_state.step, inner_state=slots)
     return state._replace(params=params, opt_state=opt_state)
-
-
-def prune_states(
-    states: TrainState,
-    grads: PyTree,
-    setting: Setting,
-    exchange_rate: float,
-    config: ConfigDict,
-) -> TrainState:
-    """Prunes checkpoints of several seeds in one setting.
-
-    Args:
-        states: Checkpoints on the first axis.
-        grads: Their dense gradients.
-        setting: What to do.
-        exchange_rate: See `new_topology`.
-        config: As in `experiments/configs/plasticity_digits.py`.
-
-    Returns:
-        The pruned networks, on the first axis.
-    """
-
-    def prune(state: TrainState, grads: PyTree) -> TrainState:
-        update = new_topology(state.params, grads, setting, exchange_rate)
-        return with_topology(state, update, config)
-
-    return jax.vmap(prune)(states, grads)

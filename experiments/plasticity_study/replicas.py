@@ -17,8 +17,8 @@ import sparsejax as sj
 from experiments.input.augment import PadMode, normalise
 from experiments.input.device import DeviceData, augmented
 from experiments.input.plan import EpochPlan, epoch_plan
-from experiments.plasticity_study.problem import Problem
-from experiments.training.optimizer import make_optimizer
+from experiments.plasticity_study.problem import Problem, inner_optimizer
+from experiments.plasticity_study.prune import with_topology
 from experiments.training.state import TrainState, create_state
 from experiments.training.steps import make_eval_step, make_train_step
 
@@ -34,25 +34,15 @@ class Programs(NamedTuple):
         accuracy: states -> float64[n], the share of test images that each gets right.
         first_gradients: (states, seeds, epoch) -> dense gradients over the batch that
             the epoch starts with.
+        with_topology: (states, updates of their topology) -> states; see
+            `experiments.plasticity_study.prune`.
     """
 
     create: Callable[[np.ndarray], TrainState]
     train_epoch: Callable[[TrainState, np.ndarray, int, np.ndarray], TrainState]
     accuracy: Callable[[TrainState], np.ndarray]
     first_gradients: Callable[[TrainState, np.ndarray, int], PyTree]
-
-
-def inner_optimizer(config: ConfigDict, rate: Any) -> optax.GradientTransformation:
-    """Makes the optimizer at one learning rate; its state is the same at any.
-
-    Args:
-        config: As in `experiments/configs/plasticity_digits.py`.
-        rate: The learning rate, which may be traced.
-
-    Returns:
-        The optimizer, not wrapped.
-    """
-    return make_optimizer(config, lambda count: rate)
+    with_topology: Callable[[TrainState, sj.TopologyUpdate], TrainState]
 
 
 # Moves nothing: after a step, the optimizer's state is the gradient.
@@ -161,9 +151,13 @@ def make_programs(problem: Problem, config: ConfigDict) -> Programs:
         first_gradients=lambda states, seeds, epoch: all_gradients(
             states, seeds, epoch, problem.train
         ),
+        with_topology=jax.jit(
+            jax.vmap(lambda state, update: with_topology(state, update, config))
+        ),
     )
 
 
+@jax.jit
 def stack(trees: Sequence[PyTree]) -> PyTree:
     """Puts single networks on one axis.
 
@@ -176,6 +170,7 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+@jax.jit
 def concatenate(trees: Sequence[PyTree]) -> PyTree:
     """Puts several axes of networks in a row.
 
@@ -198,5 +193,9 @@ def pick(tree: PyTree, places: int | Sequence[int]) -> PyTree:
     Returns:
         The tree of those.
     """
-    index = np.asarray(places)
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    return _pick(tree, np.asarray(places))
+
+
+@jax.jit
+def _pick(tree: PyTree, places: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[places], tree)

@@ -279,24 +279,19 @@ def write_results(
         "config": config,
         "environment": describe_environment(),
         "wall_seconds": round(wall_seconds, 1),
-        "summary": [
-            row._asdict()
-            | {"setting": row.setting._asdict()}
-            | {
-                name: None if value is None else value._asdict()
-                for name, value in (
-                    ("plasticity", row.plasticity),
-                    ("recovered", row.recovered),
-                    ("effect", row.effect),
-                )
-            }
-            for row in summarise(records)
-        ],
+        "summary": [_plain(row) for row in summarise(records)],
         "columns": Record._fields,
         "rows": [list(record) for record in records],
     }
     write_atomically(workdir / "results.json", _lines(content))
     write_atomically(workdir / "results.md", report(records, title))
+
+
+def _plain(value: Any) -> Any:
+    """Makes dictionaries of a row and rounds it to a ten-thousandth of a point."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(inner) for name, inner in value._asdict().items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _lines(content: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from experiments.plasticity_study.problem import (
     continued_rates,
     load_problem,
 )
-from experiments.plasticity_study.prune import prune_states
+from experiments.plasticity_study.prune import new_topology
 from experiments.plasticity_study.replicas import (
     Programs,
     concatenate,
@@ -180,7 +180,7 @@ def _continue_from(
     advance: Advance,
 ) -> None:
     """Prunes the checkpoints of an epoch and trains on what comes of it."""
-    config, programs, seeds = bench.config, bench.programs, list(bench.config.seeds)
+    config, programs = bench.config, bench.programs
     dense, before, grads = _checkpoints(bench, epoch)
     exchange_rate = _exchange_rate(config, bench.problem, epoch)
     tracks = continued_rates(bench.problem, config, epoch)
@@ -190,19 +190,7 @@ def _continue_from(
 
     for chunk in _chunks(list(pruned_networks), config.replicas_at_once):
         started = time.perf_counter()
-        parts = []
-        for setting, group in itertools.groupby(chunk, key=lambda pair: pair[0]):
-            places = [seeds.index(seed) for _, seed in group]
-            parts.append(
-                prune_states(
-                    pick(dense, places),
-                    pick(grads, places),
-                    setting,
-                    exchange_rate,
-                    config,
-                )
-            )
-        states = concatenate(parts)
+        states = _prune(bench, dense, grads, chunk, exchange_rate)
         straight_after = programs.accuracy(states)
         active, prunable, empty = _counts(states)
         continued: dict[bytes, np.ndarray] = {}  # by the learning rates' bits
@@ -233,6 +221,32 @@ def _continue_from(
             bench.store.add(epoch, records, time.perf_counter() - started)
             started = time.perf_counter()
             advance(len(records) * config.continue_epochs)
+
+
+def _prune(
+    bench: _Bench,
+    dense: TrainState,
+    grads: PyTree,
+    chunk: Sequence[tuple[Setting, int]],
+    exchange_rate: float,
+) -> TrainState:
+    """Prunes checkpoints of all seeds, each setting for the seeds that it is with."""
+    seeds = list(bench.config.seeds)
+
+    def prune(setting: Setting, places: Sequence[int]) -> TrainState:
+        states = pick(dense, places)
+        updates = jax.vmap(
+            lambda params, grads: new_topology(params, grads, setting, exchange_rate)
+        )(states.params, pick(grads, places))
+        return bench.programs.with_topology(states, updates)
+
+    groups = itertools.groupby(chunk, key=lambda pair: pair[0])
+    return concatenate(
+        [
+            prune(setting, [seeds.index(seed) for _, seed in group])
+            for setting, group in groups
+        ]
+    )
 
 
 def _continue(
