@@ -13,6 +13,8 @@ from scipy import stats
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPES = {"conv": (3, 3, 2, 6), "dense": (10, 7), "stem": (1, 3, 1, 5)}
 RATES = (0.2, 0.5, 0.9, 0.98)
 
