@@ -14,6 +14,12 @@ from sparsejax.analysis.flops import forward_flops as forward_flops
 from sparsejax.analysis.flops import inference_flops as inference_flops
 from sparsejax.analysis.flops import layer_densities as layer_densities
 from sparsejax.analysis.gradient_flow import gradient_flow as gradient_flow
+from sparsejax.analysis.plasticity import Estimate as Estimate
+from sparsejax.analysis.plasticity import Plasticity as Plasticity
+from sparsejax.analysis.plasticity import mean_with_interval as mean_with_interval
+from sparsejax.analysis.plasticity import prune_once as prune_once
+from sparsejax.analysis.plasticity import pruning_plasticity as pruning_plasticity
+from sparsejax.analysis.plasticity import regenerate as regenerate
 from sparsejax.analysis.summary import summary as summary
 from sparsejax.counts import drop_count as drop_count
 from sparsejax.counts import keep_count as keep_count
@@ -91,12 +97,14 @@ from sparsejax.transform import sparsify as sparsify
 __version__ = "0.1.0"
 
 __all__ = (
+    "Estimate",
     "ForwardFlops",
     "LayerRule",
     "Memory",
     "MemoryRule",
     "Method",
     "PackedMask",
+    "Plasticity",
     "Snapshot",
     "SparseTransformation",
     "SparsifyState",
@@ -143,14 +151,18 @@ __all__ = (
     "layer_rules",
     "linear_prune_rate",
     "linear_sparsity",
+    "mean_with_interval",
     "mest_transform",
     "no_growth",
     "overlap",
     "pack_masks",
     "prune_by_score",
     "prune_magnitude",
+    "prune_once",
+    "pruning_plasticity",
     "random_masks",
     "refill",
+    "regenerate",
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",

@@ -36,7 +36,7 @@ LOOKS: Mapping[str, Look] = {
     "granet_st": Look("#0072B2", "X"),
 }
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -61,7 +61,7 @@ def plot_accuracy(results: Sequence[MethodResult], path: Path) -> None:
     """
     sparse = [result for result in results if result.method != "dense"]
     sparsities = sorted({run.sparsity for result in sparse for run in result.runs})
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.add_subplot()
         for result in results:
@@ -129,7 +129,7 @@ def plot_density(results: Sequence[MethodResult], path: Path) -> None:
     rows = -(-(len(results) + 1) // columns)
     paths = list(results[0].density[0].layers)
     shades = matplotlib.colormaps["cividis"](np.linspace(0.95, 0.1, len(paths)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.9 * columns, 2.6 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         *panels, legend = grid.flat[: len(results) + 1]

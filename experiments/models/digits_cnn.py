@@ -78,15 +78,17 @@ class DigitsCNN(nn.Module):
     classes: int = 10
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Gives the logits.
 
         Args:
             images: float32[batch, 8, 8, 1].
+            train: As all networks have it; this one does the same in training.
 
         Returns:
             float32[batch, classes].
         """
+        del train
         conv = partial(nn.Conv, conv_general_dilated=matmul_conv)
         # One mean and variance an image. Without them a network of a few hundred
         # active weights passes on too little signal to start learning.

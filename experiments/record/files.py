@@ -12,11 +12,21 @@ def write_atomically(path: Path, text: str) -> None:
         path: The file; its directory must exist.
         text: What it is to hold, written as UTF-8.
     """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Does the same with bytes.
+
+    Args:
+        path: The file; its directory must exist.
+        content: What it is to hold.
+    """
     # Beside its place, because a move between file systems is not atomic.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -14,4 +14,10 @@ from sparsejax.analysis.flops import forward_flops as forward_flops
 from sparsejax.analysis.flops import inference_flops as inference_flops
 from sparsejax.analysis.flops import layer_densities as layer_densities
 from sparsejax.analysis.gradient_flow import gradient_flow as gradient_flow
+from sparsejax.analysis.plasticity import Estimate as Estimate
+from sparsejax.analysis.plasticity import Plasticity as Plasticity
+from sparsejax.analysis.plasticity import mean_with_interval as mean_with_interval
+from sparsejax.analysis.plasticity import prune_once as prune_once
+from sparsejax.analysis.plasticity import pruning_plasticity as pruning_plasticity
+from sparsejax.analysis.plasticity import regenerate as regenerate
 from sparsejax.analysis.summary import summary as summary

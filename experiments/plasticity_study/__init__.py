@@ -1,0 +1,1 @@
+"""Pruning plasticity along dense runs: prune, regenerate, train on, compare."""

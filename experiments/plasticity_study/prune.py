@@ -1,0 +1,89 @@
+"""From a checkpoint to a pruned network that can be trained on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import sparsejax as sj
+from experiments.plasticity_study.problem import inner_optimizer
+from experiments.plasticity_study.settings import UNPRUNED, Setting
+from experiments.training.state import TrainState
+from sparsejax.slots import reset_slots
+from sparsejax.trees import is_left_dense
+
+PyTree = Any
+
+
+def new_topology(
+    params: PyTree, grads: PyTree, setting: Setting, exchange_rate: float
+) -> sj.TopologyUpdate:
+    """Prunes a dense network, and regenerates where the setting says so.
+
+    Filters are those of convolutions: with unit "filter", dense layers stay dense.
+
+    Args:
+        params: The parameters.
+        grads: Dense gradients, before pruning.
+        setting: What to do.
+        exchange_rate: The fraction of each layer's units that "exchange" exchanges.
+
+    Returns:
+        Masks for all prunable weights, and what has grown, which starts from 0.
+    """
+    everything = sj.dense_masks(params)
+    if setting == UNPRUNED:
+        return sj.no_growth(everything)
+    convolutions = None
+    if setting.unit == "filter":
+        convolutions = lambda path, leaf: leaf.ndim == 4  # noqa: E731
+    masks = sj.dense_masks(params, convolutions)
+    kept = sj.prune_once(
+        params, masks, setting.rate, scope=setting.scope, unit=setting.unit
+    )
+    match setting.regeneration:
+        case "as_many":
+            update = sj.regenerate(grads, kept, masks, unit=setting.unit)
+        case "exchange":
+            fewer = sj.prune_once(params, kept, exchange_rate, unit=setting.unit)
+            update = sj.regenerate(grads, fewer, kept, unit=setting.unit)
+        case _:
+            update = sj.no_growth(kept)
+
+    def fill(default: PyTree, chosen: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda new, old: old if is_left_dense(new) else new,
+            chosen,
+            default,
+            is_leaf=is_left_dense,
+        )
+
+    nothing = jax.tree.map(jnp.zeros_like, everything)
+    return sj.TopologyUpdate(
+        fill(everything, update.masks), fill(nothing, update.grown)
+    )
+
+
+def with_topology(
+    state: TrainState, update: sj.TopologyUpdate, config: ConfigDict
+) -> TrainState:
+    """Gives a checkpoint new masks, which it keeps while it is trained on.
+
+    Args:
+        state: The checkpoint.
+        update: Its new masks; what has grown starts from 0, without momentum.
+        config: As in `experiments/configs/plasticity_digits.py`.
+
+    Returns:
+        The state, with exact zeros where masks are False or weights have grown.
+    """
+    kept = sj.difference(update.masks, update.grown)
+    params = sj.apply_masks(state.params, kept)
+    inner = inner_optimizer(config, 0.0)
+    start = sj.static_transform(inner, masks=update.masks).init(params)
+    slots = reset_slots(
+        inner, state.opt_state.inner_state, params, kept, update.grown, True
+    )
+    opt_state = start._replace(step=state.opt_state.step, inner_state=slots)
+    return state._replace(params=params, opt_state=opt_state)

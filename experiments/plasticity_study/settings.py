@@ -1,0 +1,138 @@
+"""What is done to a checkpoint, and which configurations can be run."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments.models import MODELS
+from experiments.training.optimizer import SCHEDULES
+from sparsejax.analysis.plasticity import UNITS
+from sparsejax.checks import SCOPES
+
+# What follows the prune: nothing; as many units by layer as were pruned (the official
+# code); or GraNet's exchange of survivors, at the density that the prune has left.
+REGENERATIONS = ("none", "as_many", "exchange")
+# The learning rate of continuing that is no fixed one: what the run itself has there.
+SCHEDULE = "schedule"
+
+
+class Setting(NamedTuple):
+    """How a checkpoint is pruned.
+
+    Attributes:
+        rate: The fraction of the units that is dropped.
+        scope: "layer" or "global".
+        unit: "weight" or "filter".
+        regeneration: One of `REGENERATIONS`.
+    """
+
+    rate: float
+    scope: str
+    unit: str
+    regeneration: str
+
+
+# The control: trained on as it is.
+UNPRUNED = Setting(0.0, "none", "none", "none")
+
+
+def all_settings(config: ConfigDict) -> list[Setting]:
+    """Lists what is done to each checkpoint.
+
+    Args:
+        config: As in `experiments/configs/plasticity_digits.py`.
+
+    Returns:
+        The control and every combination of what the configuration names.
+    """
+    combinations = itertools.product(
+        config.rates, config.scopes, config.units, config.regenerations
+    )
+    return [UNPRUNED, *itertools.starmap(Setting, combinations)]
+
+
+def rate_labels(config: ConfigDict) -> list[str]:
+    """Names the learning rates that checkpoints are continued with.
+
+    Args:
+        config: As in `experiments/configs/plasticity_digits.py`.
+
+    Returns:
+        "schedule", and the fixed ones as text.
+    """
+    return [SCHEDULE, *(f"{rate:g}" for rate in config.fixed_learning_rates)]
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses a configuration that cannot be run, before anything is loaded.
+
+    Args:
+        config: As in `experiments/configs/plasticity_digits.py`.
+
+    Raises:
+        ValueError: If a field is out of range; the message says which.
+    """
+    for field, is_fine, allowed in _conditions(config):
+        if not is_fine:
+            raise ValueError(
+                f"config.{field} must be {allowed}; got {config[field]!r}."
+            )
+
+
+def _distinct(values: Sequence[Any]) -> bool:
+    return len(set(values)) == len(values) > 0
+
+
+def _conditions(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
+    models = ("digits_cnn", *MODELS)
+    yield "model", config.model in models, f"one of {', '.join(models)}"
+    yield "augment", config.augment in ("cifar", "none"), '"cifar" or "none"'
+    yield "schedule", config.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
+    for field in ("epochs", "batch_size", "continue_epochs", "eval_batch_size"):
+        yield field, config[field] >= 1, "at least 1"
+    yield "replicas_at_once", config.replicas_at_once >= 1, "at least 1"
+    yield (
+        "seeds",
+        _distinct(config.seeds)
+        and len(config.seeds) > 1
+        and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
+        "two or more different integers in [0, 2^31), or there is no interval",
+    )
+    yield (
+        "prune_at_epochs",
+        _distinct(config.prune_at_epochs)
+        and all(0 <= epoch <= config.epochs for epoch in config.prune_at_epochs),
+        f"different epochs of the run, in [0, {config.epochs}]",
+    )
+    yield (
+        "rates",
+        _distinct(config.rates) and all(0 < rate < 1 for rate in config.rates),
+        "different numbers in (0, 1)",
+    )
+    for field, names in (
+        ("scopes", SCOPES),
+        ("units", UNITS),
+        ("regenerations", REGENERATIONS),
+    ):
+        values = config[field]
+        is_fine = _distinct(values) and set(values) <= set(names)
+        yield field, is_fine, f"different names out of {', '.join(names)}"
+    yield (
+        "regenerations",
+        "none" in config.regenerations,
+        'with "none" among them, which the others are compared with',
+    )
+    yield (
+        "fixed_learning_rates",
+        len({f"{rate:g}" for rate in config.fixed_learning_rates})
+        == len(config.fixed_learning_rates)
+        and all(rate > 0 for rate in config.fixed_learning_rates),
+        "numbers above 0 that differ in six digits",
+    )
+    yield (
+        "exchange_rate",
+        0 < config.exchange_rate < 1,
+        "in (0, 1)",
+    )
