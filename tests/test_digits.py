@@ -214,7 +214,8 @@ def test_matmul_conv_refuses_what_it_does_not_do():
 
 def some_results():
     def run(sparsity, seed, test):
-        return Run(sparsity, seed, 0.5, test, 100, 100, 100, sparsity)
+        counts = (100, 100, 100, sparsity)
+        return Run(sparsity, seed, 0.5, test, *counts, [0.5], 1, test, 1000, 0.1, 0.2)
 
     def result(name, *runs):
         history = [DensityHistory(s, [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)]
