@@ -363,6 +363,8 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
     ):
         writer.truncate_after(-1 if restored is None else start)
         recorder = _Recorder(run, writer, progress, state)
+        if restored is None:
+            recorder.write_layers(0, state)
         plans = list(
             chunk_sizes(start, run.plan, config, run.feed.most, run.is_update_step)
         )
@@ -378,8 +380,10 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
             save = last or stop or step % config.checkpoint_every_steps == 0
             if evaluate or save or step % config.log_every_steps == 0:
                 recorder.write(step, state)
-            if evaluate:  # before the last checkpoint: a kill must not lose it
+            # Only a chunk of one step may change the topology, so nothing is missed.
+            if evaluate or (may_update and run.is_update_step(step - 1)):
                 recorder.write_layers(step, state)
+            if evaluate:  # before the last checkpoint: a kill must not lose it
                 best, test_accuracy = _evaluate(run, state, best, writer, step)
             if save:
                 writer.flush()
