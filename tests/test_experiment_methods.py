@@ -13,6 +13,7 @@ from experiments.comparison import replicas as rep
 from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.configs import digits, imagenet_resnet50
 from experiments.configs.common import base_config
+from experiments.record.flops import run_flops
 from experiments.training.optimizer import make_optimizer
 from experiments.training.sparse import (
     LABELS,
@@ -174,6 +175,22 @@ def test_weight_decay_of_top_kast_is_its_penalty():
         True,
         True,
     ]
+
+
+def test_every_method_has_a_rule_for_its_flops():
+    forward = sj.ForwardFlops({"w": 1000}, other=0)
+    for name in LABELS:
+        history = [(0, {"w": 0.5})]
+        flops = run_flops(name, forward, history, 10, [5], backward={"w": 0.75})
+        assert flops.inference == 0.5
+        expected = {
+            "dense": 1.0,
+            "snfs": 2 / 3,
+            "top_kast": (2 * 0.5 + 0.75) / 3,
+        }
+        if name in ("rigl", "rigl_itop", "srigl") or name.startswith("granet"):
+            expected[name] = 0.5 + 0.5 / 30  # a dense gradient in one step of ten
+        assert flops.training == pytest.approx(expected.get(name, 0.5))
 
 
 def test_phases_of_acdc_on_imagenet_are_the_papers():
