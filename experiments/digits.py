@@ -33,7 +33,12 @@ from experiments.models.digits_cnn import DigitsCNN
 from experiments.record.files import writable_directory
 from experiments.record.flops import changes, run_flops
 from experiments.record.progress import Progress
-from experiments.training.sparse import LABELS, NEED_SPARSITY, decayed_leaves
+from experiments.training.sparse import (
+    LABELS,
+    NEED_SPARSITY,
+    decayed_leaves,
+    is_at_sparsity,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for tables and figures.")
@@ -190,6 +195,9 @@ def _train_side_by_side(
     before = rep.active_by_layer(sj.get_masks(state.opt_state))
     history = [{path: counts[:, None] for path, counts in before.items()}]
     best = rep.Best(len(pairs))
+    sizes = rep.layer_sizes(sj.get_masks(state.opt_state))
+    prunable = sum(sizes.values())
+    wanted = np.array([sparsity for sparsity, _ in pairs])
     epoch_size = len(data.train.labels)
     with Progress(
         config.epochs,
@@ -202,15 +210,15 @@ def _train_side_by_side(
             state, counts = train_epoch(replicas, state, order, *data.train)
             history.append(jax.tree.map(np.asarray, rep.by_path(counts)))
             validation = rep.accuracy(model, state.params, *data.validation)
-            if best.observe(np.asarray(validation)):
+            active_now = sum(counts[:, -1] for counts in history[-1].values())
+            is_sparse = is_at_sparsity(name, wanted, 1 - active_now / prunable)
+            if best.observe(np.asarray(validation), is_sparse):
                 best.note(np.asarray(rep.accuracy(model, state.params, *data.test)))
             progress.update(epoch + 1)
     test = np.asarray(rep.accuracy(model, state.params, *data.test))
 
     masks = sj.get_masks(state.opt_state)
     nonzero = rep.active_by_layer(rep.nonzero_weights(state.params, masks))
-    sizes = rep.layer_sizes(masks)
-    prunable = sum(sizes.values())
     active = {
         path: np.concatenate([counts[path] for counts in history], axis=1)
         for path in sizes

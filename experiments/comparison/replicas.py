@@ -304,8 +304,9 @@ class Best:
 
     Attributes:
         history: float32[replicas] for each epoch.
-        epoch: int[replicas], the first epoch of highest validation accuracy.
-        test: float[replicas], the test accuracy after it.
+        epoch: int[replicas], the first epoch of highest validation accuracy among those
+            that count, -1 for none.
+        test: float[replicas], the test accuracy after it; NaN for none.
     """
 
     def __init__(self, replicas: int) -> None:
@@ -315,22 +316,24 @@ class Best:
             replicas: Their number.
         """
         self.history: list[np.ndarray] = []
-        self.epoch = np.zeros(replicas, int)
+        self.epoch = np.full(replicas, -1)
         self.test = np.full(replicas, np.nan)
         self._highest = np.full(replicas, -1.0)
         self._is_new = np.zeros(replicas, bool)
 
-    def observe(self, validation: np.ndarray) -> bool:
+    def observe(self, validation: np.ndarray, counts: np.ndarray) -> bool:
         """Takes the accuracies after an epoch.
 
         Args:
             validation: float32[replicas].
+            counts: bool[replicas], whether the epoch counts: a network on its way to
+                its sparsity, or in a dense phase, is not the one that is asked for.
 
         Returns:
             Whether `note` is to be called, as some replica was never better.
         """
-        self._is_new = validation > self._highest
-        self._highest = np.maximum(self._highest, validation)
+        self._is_new = counts & (validation > self._highest)
+        self._highest[self._is_new] = validation[self._is_new]
         self.epoch[self._is_new] = len(self.history)
         self.history.append(validation)
         return bool(self._is_new.any())

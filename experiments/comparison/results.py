@@ -26,8 +26,9 @@ class Run:
             that have grown and had no gradient since.
         realised_sparsity: The share of the prunable weights that are exactly 0.
         validation_history: Validation accuracy after each epoch.
-        best_epoch: The first epoch of highest validation accuracy, counted from 1.
-        best_test_accuracy: After that epoch.
+        best_epoch: The first epoch of highest validation accuracy among those after
+            which the masks were at the sparsity asked for, counted from 1; 0 for none.
+        best_test_accuracy: After that epoch; NaN for none.
         dense_forward_flops: FLOPs of the dense network for one image.
         inference_flops: Those of the trained network, as a fraction of that.
         training_flops: Those of the run, as a fraction of dense training's.

@@ -28,7 +28,7 @@ Realised sparsity is the share of the prunable weights that are exactly 0. FLOPs
 those of hardware that skips every zero, as fractions of the dense network's, those of
 training by each method's own rule (`docs/flops.md`); masks simulate sparsity, and no
 time was saved. "Best validation" is the test accuracy at the step of highest validation
-accuracy."""
+accuracy, among the steps at which the masks were at the sparsity of the row."""
 
 
 def write_page(results: Path, table: Table) -> Path:

@@ -63,9 +63,11 @@ def _result(run: Run, steps_per_epoch: int) -> dict[str, Any]:
     return {
         "steps": steps_per_epoch * len(run.validation_history),
         "test_accuracy": run.test_accuracy,
-        "best": {
+        "best": None
+        if not run.best_epoch
+        else {
             "step": steps_per_epoch * run.best_epoch,
-            "validation_accuracy": max(run.validation_history),
+            "validation_accuracy": run.validation_history[run.best_epoch - 1],
             "test_accuracy": run.best_test_accuracy,
         },
         "validation": [

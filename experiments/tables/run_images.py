@@ -60,7 +60,7 @@ def run_image_cell(
     return {
         "steps": steps,
         "test_accuracy": outcome.test_accuracy,
-        "best": outcome.best._asdict() if validation else None,
+        "best": outcome.best._asdict() if outcome.best.step >= 0 else None,
         "validation": validation,
         **_weights(outcome.state),
         "flops": _flops(cell.method, config, table.image_shape, outcome, lines),

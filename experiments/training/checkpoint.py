@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class Best(NamedTuple):
-    """The evaluation with the highest validation accuracy so far.
+    """The evaluation with the highest validation accuracy so far, at full sparsity.
 
     Attributes:
         step: Its step; -1 for none yet.

@@ -31,7 +31,7 @@ from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.parallel import AXIS, Parallel, make_parallel
 from experiments.training.plan import Plan, chunk_sizes, plan_run
 from experiments.training.preemption import Preempted, PreemptionWatch
-from experiments.training.sparse import sparse_optimizer
+from experiments.training.sparse import is_at_sparsity, sparse_optimizer
 from experiments.training.state import TrainState, checksum, create_state
 from experiments.training.steps import EvalStep, make_eval_step, make_train_step
 from sparsejax.trees import leaves_with_paths, mask_leaves
@@ -291,7 +291,8 @@ def _evaluate(
     """Evaluates on the validation split, and where it is due on the test split.
 
     The test accuracy is recorded for the last step and for those that validation has
-    chosen; it chooses nothing itself.
+    chosen, among the steps at which the masks are at the sparsity asked for; it chooses
+    nothing itself.
 
     Returns the best evaluation so far, and the test accuracy of this step if known.
     """
@@ -299,7 +300,11 @@ def _evaluate(
     if len(run.dataset.validation):
         validation = _accuracy(run, state, run.dataset.validation)
         writer.write(step, validation, "validation")
-        is_best = validation["accuracy"] > best.validation_accuracy
+        sparsity = float(optax.tree.get(state.opt_state, "sparsity"))
+        config = run.config
+        is_best = validation["accuracy"] > best.validation_accuracy and bool(
+            is_at_sparsity(config.method, config.sparsity, sparsity)
+        )
     if not is_best and step != run.plan.total_steps:
         return best, None
     test = _accuracy(run, state, run.dataset.test)

@@ -56,6 +56,21 @@ def decayed_leaves(name: str, small: bool = True) -> Callable[[Any], Any]:
     return lambda params: jax.tree.map(lambda p: large if p.ndim > 1 else small, params)
 
 
+def is_at_sparsity(name: str, wanted: Any, sparsity: Any) -> Any:
+    """Tells whether masks are as sparse as they are to end: not on the way, not dense.
+
+    Args:
+        name: A key of `LABELS`.
+        wanted: The sparsity asked for.
+        sparsity: The sparsity of the masks.
+
+    Returns:
+        A bool, or an array of them; always True for "dense".
+    """
+    # Layers that round each by itself may be off by some weights.
+    return (sparsity >= wanted - 1e-3) | (name == "dense")
+
+
 def sparse_optimizer(
     name: str,
     inner: optax.GradientTransformation,
