@@ -8,8 +8,10 @@ The config file says what the comparison is, and what comes out.
 import sys
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 from absl import app, flags, logging
@@ -29,8 +31,14 @@ from experiments.comparison.results import (
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.record.files import writable_directory
+from experiments.record.flops import changes, run_flops
 from experiments.record.progress import Progress
-from experiments.training.sparse import LABELS
+from experiments.training.sparse import (
+    LABELS,
+    NEED_SPARSITY,
+    decayed_leaves,
+    is_at_sparsity,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for tables and figures.")
@@ -122,30 +130,58 @@ def load_data(config: ConfigDict) -> Split:
     return load_split(config.validation_share, config.test_share, config.split_seed)
 
 
-def train_method(name: str, data: Split, config: ConfigDict) -> MethodResult:
-    """Trains and tests a method at every sparsity with every seed, all at once.
+def train_method(
+    name: str,
+    data: Split,
+    config: ConfigDict,
+    pairs: Sequence[tuple[float, int]] | None = None,
+) -> MethodResult:
+    """Trains and tests a method at every sparsity with every seed, side by side.
 
     Args:
         name: A key of `experiments.training.sparse.LABELS`.
         data: The data.
         config: As in `experiments/configs/digits.py`.
+        pairs: The (sparsity, seed) of each run; None for all of the configuration.
 
     Returns:
         What came out.
     """
     started = time.perf_counter()
+    if pairs is None:
+        sparsities = (0.0,) if name == "dense" else config.sparsities
+        pairs = [(sparsity, seed) for sparsity in sparsities for seed in config.seeds]
+    groups = [list(pairs)]
+    if name in NEED_SPARSITY:
+        groups = [
+            [pair for pair in pairs if pair[0] == sparsity]
+            for sparsity in dict(pairs)  # each once, in their order
+        ]
+    trained = [_train_side_by_side(name, group, data, config) for group in groups]
+    return MethodResult(
+        method=name,
+        label=LABELS[name],
+        wall_seconds=time.perf_counter() - started,
+        runs=[run for runs, _ in trained for run in runs],
+        density=[history for _, histories in trained for history in histories],
+    )
+
+
+def _train_side_by_side(
+    name: str, pairs: Sequence[tuple[float, int]], data: Split, config: ConfigDict
+) -> tuple[list[Run], list[DensityHistory]]:
+    """Trains runs on one vmapped axis; of one sparsity, where the method needs it."""
     model = DigitsCNN(CLASSES)
     steps_per_epoch = len(data.train.labels) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
     learning_rate = optax.cosine_decay_schedule(config.learning_rate, total_steps)
     inner = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed_leaves(name)),
         optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
     )
-    transform = make_transform(name, inner, config, total_steps)
+    known = pairs[0][0] if name in NEED_SPARSITY else None
+    transform = make_transform(name, inner, config, total_steps, known)
 
-    sparsities = (0.0,) if name == "dense" else config.sparsities
-    pairs = [(sparsity, seed) for sparsity in sparsities for seed in config.seeds]
     runs = []
     for sparsity, seed in pairs:
         params = rep.first_params(model, seed, data.train.images)
@@ -155,7 +191,13 @@ def train_method(name: str, data: Split, config: ConfigDict) -> MethodResult:
     replicas, state = rep.stack_replicas(transform, runs)
     train_epoch = rep.compile_epoch(model, transform)
 
-    history = [rep.active_by_layer(sj.get_masks(state.opt_state))]
+    # The active weights of each layer before training and after each step.
+    before = rep.active_by_layer(sj.get_masks(state.opt_state))
+    history = [{path: counts[:, None] for path, counts in before.items()}]
+    best = rep.Best(len(pairs))
+    sizes = rep.layer_sizes(sj.get_masks(state.opt_state))
+    prunable = sum(sizes.values())
+    wanted = np.array([sparsity for sparsity, _ in pairs])
     epoch_size = len(data.train.labels)
     with Progress(
         config.epochs,
@@ -165,48 +207,72 @@ def train_method(name: str, data: Split, config: ConfigDict) -> MethodResult:
         for epoch in range(config.epochs):
             seeds = [seed for _, seed in pairs]
             order = rep.batch_order(seeds, epoch, epoch_size, config.batch_size)
-            state = train_epoch(replicas, state, order, *data.train)
-            history.append(rep.active_by_layer(sj.get_masks(state.opt_state)))
+            state, counts = train_epoch(replicas, state, order, *data.train)
+            history.append(jax.tree.map(np.asarray, rep.by_path(counts)))
+            validation = rep.accuracy(model, state.params, *data.validation)
+            active_now = sum(counts[:, -1] for counts in history[-1].values())
+            is_sparse = is_at_sparsity(name, wanted, 1 - active_now / prunable)
+            if best.observe(np.asarray(validation), is_sparse):
+                best.note(np.asarray(rep.accuracy(model, state.params, *data.test)))
             progress.update(epoch + 1)
-    validation = np.asarray(rep.accuracy(model, state.params, *data.validation))
     test = np.asarray(rep.accuracy(model, state.params, *data.test))
 
     masks = sj.get_masks(state.opt_state)
     nonzero = rep.active_by_layer(rep.nonzero_weights(state.params, masks))
-    sizes = rep.layer_sizes(masks)
-    prunable = sum(sizes.values())
+    active = {
+        path: np.concatenate([counts[path] for counts in history], axis=1)
+        for path in sizes
+    }
+    one_image = jax.ShapeDtypeStruct((1, *data.test.images.shape[1:]), np.float32)
+    forward = sj.forward_flops(model.apply, runs[0][1], one_image)
+    updates = transform(runs[0][0]).is_update_step(np.arange(total_steps))
+    trained = rep.trained_densities(state.opt_state)
 
     def finished(i: int, sparsity: float, seed: int) -> Run:
         count = sum(int(counts[i]) for counts in nonzero.values())
+        densities = [
+            {path: Fraction(int(active[path][i, t]), sizes[path]) for path in sizes}
+            for t in range(total_steps + 1)
+        ]
+        flops = run_flops(
+            name,
+            forward,
+            changes(range(total_steps + 1), densities),
+            total_steps,
+            np.flatnonzero(updates),
+            trained,
+        )
         return Run(
             sparsity=sparsity,
             seed=seed,
-            validation_accuracy=float(validation[i]),
+            validation_accuracy=float(best.history[-1][i]),
             test_accuracy=float(test[i]),
             prunable=prunable,
-            active=sum(int(counts[i]) for counts in history[-1].values()),
+            active=sum(int(active[path][i, -1]) for path in sizes),
             nonzero=count,
             realised_sparsity=1 - count / prunable,
+            validation_history=[float(each[i]) for each in best.history],
+            best_epoch=int(best.epoch[i]) + 1,
+            best_test_accuracy=float(best.test[i]),
+            dense_forward_flops=flops.dense_forward,
+            inference_flops=flops.inference,
+            training_flops=flops.training,
         )
 
     def density_at(sparsity: float) -> DensityHistory:
         chosen = [i for i, pair in enumerate(pairs) if pair[0] == sparsity]
-        active = {
-            path: np.array([counts[path][chosen].mean() for counts in history])
-            for path in sizes
+        layers = {
+            path: active[path][chosen, ::steps_per_epoch].mean(axis=0) for path in sizes
         }
         return DensityHistory(
             sparsity=sparsity,
-            overall=(np.sum(list(active.values()), axis=0) / prunable).tolist(),
-            layers={path: (active[path] / sizes[path]).tolist() for path in sizes},
+            overall=(np.sum(list(layers.values()), axis=0) / prunable).tolist(),
+            layers={path: (layers[path] / sizes[path]).tolist() for path in sizes},
         )
 
-    return MethodResult(
-        method=name,
-        label=LABELS[name],
-        wall_seconds=time.perf_counter() - started,
-        runs=[finished(i, *pair) for i, pair in enumerate(pairs)],
-        density=[density_at(sparsity) for sparsity in sparsities],
+    return (
+        [finished(i, *pair) for i, pair in enumerate(pairs)],
+        [density_at(sparsity) for sparsity in dict(pairs)],
     )
 
 

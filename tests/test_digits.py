@@ -163,6 +163,19 @@ def test_order_visits_an_example_once_and_differs_by_seed_and_epoch():
     np.testing.assert_array_equal(order[1:], rep.batch_order((1,), 0, 10, 3))
 
 
+def test_the_best_epoch_is_one_at_full_sparsity():
+    best = rep.Best(3)
+    for validation, counts, test in (
+        ([0.9, 0.5, 0.7], [False, True, False], [0.1, 0.2, 0.3]),
+        ([0.8, 0.5, 0.6], [True, True, False], [0.4, 0.5, 0.6]),
+    ):
+        assert best.observe(np.array(validation), np.array(counts))
+        best.note(np.array(test))
+    assert not best.observe(np.array([0.7, 0.5, 0.9]), np.array([True, True, False]))
+    assert best.epoch.tolist() == [1, 0, -1]
+    np.testing.assert_array_equal(best.test, [0.4, 0.2, np.nan])
+
+
 def test_split_is_disjoint_stratified_and_repeatable():
     split = load_split(0.2, 0.3, 7)
     assert [len(part.labels) for part in split] == [899, 359, 539]
@@ -214,7 +227,8 @@ def test_matmul_conv_refuses_what_it_does_not_do():
 
 def some_results():
     def run(sparsity, seed, test):
-        return Run(sparsity, seed, 0.5, test, 100, 100, 100, sparsity)
+        counts = (100, 100, 100, sparsity)
+        return Run(sparsity, seed, 0.5, test, *counts, [0.5], 1, test, 1000, 0.1, 0.2)
 
     def result(name, *runs):
         history = [DensityHistory(s, [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)]

@@ -1,6 +1,7 @@
 """The training loop as a whole: what it refuses, and runs on images of other shapes."""
 
 import signal
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -10,8 +11,9 @@ pytest.importorskip("grain", reason="of the experiments extra")
 
 import sparsejax as sj
 from experiments.configs import cifar_vgg19, digits_resnet, imagenet_resnet50
-from experiments.record.metrics import read_metrics
+from experiments.record.metrics import MetricWriter, read_metrics
 from experiments.training import loop
+from experiments.training.checkpoint import Best
 from experiments.training.loop import train_and_evaluate
 from experiments.training.preemption import PreemptionWatch
 from sparsejax.checks import is_traced
@@ -83,6 +85,30 @@ def test_sigterm_is_given_back_when_the_run_fails(tmp_path):
         assert signal.getsignal(signal.SIGTERM) != before
         raise RuntimeError("as any")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_best_evaluation_is_one_at_full_sparsity(monkeypatch, tmp_path):
+    accuracies = iter([0.9, 0.8, 0.1, 0.7, 0.6, 0.5])
+    monkeypatch.setattr(
+        loop, "_accuracy", lambda *args: {"accuracy": next(accuracies), "loss": 1.0}
+    )
+    run = SimpleNamespace(
+        config=digits(),
+        dataset=SimpleNamespace(validation=[0], test=[0]),
+        plan=SimpleNamespace(total_steps=4),
+    )
+
+    def evaluate(step, best, sparsity):
+        state = SimpleNamespace(opt_state={"sparsity": jnp.float32(sparsity)})
+        return loop._evaluate(run, state, best, writer, step)
+
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        best, test = evaluate(1, Best(), 0.85)  # denser than it is to end
+        assert best == Best() and test is None
+        best, test = evaluate(2, best, 0.9)
+        assert best == Best(2, 0.8, 0.1) and test == 0.1
+        assert evaluate(3, best, 0.9) == (best, None)
+        assert evaluate(4, best, 0.9) == (best, 0.5)
 
 
 def small(config, **changes):

@@ -17,7 +17,8 @@ class Look(NamedTuple):
     """How a method is drawn, in every figure.
 
     Attributes:
-        color: From the palette of Okabe and Ito, for all kinds of colour vision.
+        color: From the palette of Okabe and Ito, for all kinds of colour vision;
+            relatives share one.
         marker: So that methods are told apart without colour too.
     """
 
@@ -29,9 +30,17 @@ LOOKS: Mapping[str, Look] = {
     "dense": Look("#000000", "_"),
     "static": Look("#7f7f7f", "v"),
     "set": Look("#E69F00", "s"),
+    "dsr": Look("#E69F00", "<"),
+    "snfs": Look("#F0E442", "p"),
+    "mest": Look("#E69F00", ">"),
     "rigl": Look("#56B4E9", "^"),
     "rigl_itop": Look("#CC79A7", "P"),
+    "srigl": Look("#56B4E9", "d"),
+    "top_kast": Look("#CC79A7", "*"),
+    "acdc": Look("#F0E442", "h"),
+    "gmp_layer": Look("#009E73", "H"),
     "gmp": Look("#009E73", "D"),
+    "granet_uniform": Look("#D55E00", "8"),
     "granet": Look("#D55E00", "o"),
     "granet_st": Look("#0072B2", "X"),
 }

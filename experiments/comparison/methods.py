@@ -4,10 +4,10 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.comparison.replicas import MakeTransform, Replica
-from experiments.training.sparse import sparse_optimizer
+from experiments.training.sparse import NEED_SPARSITY, START_DENSE, sparse_optimizer
 
 
-def first_sparsity(name: str, sparsity: float, config: ConfigDict) -> float:
+def first_sparsity(name: str, sparsity: float, config: ConfigDict) -> float | None:
     """Gives the sparsity of a method's first masks.
 
     Args:
@@ -16,9 +16,12 @@ def first_sparsity(name: str, sparsity: float, config: ConfigDict) -> float:
         config: An experiment's configuration.
 
     Returns:
-        The sparsity: 0 for methods that start dense.
+        The sparsity: 0 for methods that start dense, None for those that make their
+        first masks themselves.
     """
-    if name in ("dense", "gmp", "granet"):
+    if name in NEED_SPARSITY:
+        return None
+    if name in START_DENSE:
         return 0.0
     return config.granet_st_initial_sparsity if name == "granet_st" else sparsity
 
@@ -28,6 +31,7 @@ def make_transform(
     inner: optax.GradientTransformation,
     config: ConfigDict,
     total_steps: int,
+    sparsity: float | None = None,
 ) -> MakeTransform:
     """Wraps the optimizer with a method.
 
@@ -37,6 +41,8 @@ def make_transform(
         config: An experiment's configuration; `experiments/configs/digits.py` says what
             the fields mean.
         total_steps: The length of the run.
+        sparsity: The sparsity of all replicas, for the methods of
+            `experiments.training.sparse.NEED_SPARSITY`; None for each its own.
 
     Returns:
         A function replica -> wrapped optimizer. The replica may be traced: its numbers
@@ -49,7 +55,7 @@ def make_transform(
             inner,
             config,
             total_steps,
-            sparsity=replica.sparsity,
+            sparsity=replica.sparsity if sparsity is None else sparsity,
             seed=replica.seed,
             masks=replica.masks,
         )

@@ -5,6 +5,7 @@ compiled epoch trains them all.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Replica(NamedTuple):
         seed: int32 scalar; seeds the first weights, the first masks, the order of the
             examples and random growth.
         sparsity: float32 scalar, the sparsity to end at.
-        masks: The masks to start from.
+        masks: The masks to start from; None where the method makes them.
     """
 
     seed: jax.Array
@@ -55,7 +56,9 @@ _STATE_AXES = State(
 )
 
 MakeTransform = Callable[[Replica], optax.GradientTransformationExtraArgs]
-TrainEpoch = Callable[[Replica, State, np.ndarray, np.ndarray, np.ndarray], State]
+TrainEpoch = Callable[
+    [Replica, State, np.ndarray, np.ndarray, np.ndarray], tuple[State, PyTree]
+]
 
 
 def _stack(trees: Sequence[PyTree]) -> PyTree:
@@ -85,16 +88,17 @@ def first_params(model: nn.Module, seed: int, images: np.ndarray) -> PyTree:
 def make_replica(
     seed: int,
     sparsity: float,
-    first_sparsity: float,
+    first_sparsity: float | None,
     params: PyTree,
     distribution: str,
 ) -> Replica:
-    """Makes a replica with random masks of exact counts.
+    """Makes a replica, with random masks of exact counts where it needs any.
 
     Args:
         seed: Its seed.
         sparsity: The sparsity to end at.
-        first_sparsity: The sparsity of the masks to start from.
+        first_sparsity: The sparsity of the masks to start from; None where the method
+            makes them.
         params: Its parameters; only their shapes matter.
         distribution: How sparsity is shared out over layers; see
             `sparsejax.layer_counts`.
@@ -102,8 +106,10 @@ def make_replica(
     Returns:
         The replica.
     """
-    counts = sj.active_counts(params, first_sparsity, distribution)
-    masks = _draw_masks(seed, params, counts)
+    masks = None
+    if first_sparsity is not None:
+        counts = sj.active_counts(params, first_sparsity, distribution)
+        masks = _draw_masks(seed, params, counts)
     return Replica(jnp.int32(seed), jnp.float32(sparsity), masks)
 
 
@@ -157,8 +163,9 @@ def compile_epoch(model: nn.Module, make_transform: MakeTransform) -> TrainEpoch
         make_transform: A function replica -> wrapped optimizer.
 
     Returns:
-        A function (replicas, state, order, images, labels) -> state, compiled at its
-        first call; it reuses the memory of the state it is given.
+        A function (replicas, state, order, images, labels) -> (state, counts), compiled
+        at its first call; it reuses the memory of the state it is given. The counts are
+        the active weights of each layer after each step, int32[replicas, steps].
     """
 
     def loss(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -172,19 +179,21 @@ def compile_epoch(model: nn.Module, make_transform: MakeTransform) -> TrainEpoch
         order: jax.Array,
         images: jax.Array,
         labels: jax.Array,
-    ) -> State:
+    ) -> tuple[State, PyTree]:
         tx = make_transform(replica)
 
-        def step(state: State, batch: jax.Array) -> tuple[State, None]:
+        def step(state: State, batch: jax.Array) -> tuple[State, PyTree]:
             grads = jax.grad(loss)(state.params, images[batch], labels[batch])
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            return State(optax.apply_updates(state.params, updates), opt_state), None
+            state = State(optax.apply_updates(state.params, updates), opt_state)
+            return state, sj.count_active(sj.get_masks(opt_state), "layer")
 
-        return jax.lax.scan(step, state, order)[0]
+        return jax.lax.scan(step, state, order)
 
     in_axes = (0, _STATE_AXES, 0, None, None)
     return jax.jit(
-        jax.vmap(train_epoch, in_axes=in_axes, out_axes=_STATE_AXES), donate_argnums=1
+        jax.vmap(train_epoch, in_axes=in_axes, out_axes=(_STATE_AXES, 0)),
+        donate_argnums=1,
     )
 
 
@@ -228,7 +237,15 @@ def nonzero_weights(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(mark, params, masks)
 
 
-def _by_path(tree: PyTree) -> dict[str, Any]:
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Lists the leaves of a tree.
+
+    Args:
+        tree: Any tree.
+
+    Returns:
+        The leaves by their path.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -245,7 +262,7 @@ def layer_sizes(masks: PyTree) -> dict[str, int]:
     Returns:
         The counts by the path of the layer.
     """
-    return {path: mask[0].size for path, mask in _by_path(masks).items()}
+    return {path: mask[0].size for path, mask in by_path(masks).items()}
 
 
 @jax.jit
@@ -262,5 +279,69 @@ def active_by_layer(masks: PyTree) -> dict[str, np.ndarray]:
     Returns:
         int32[replicas] by the path of the layer.
     """
-    counts = _by_path(_layer_counts(masks))
+    counts = by_path(_layer_counts(masks))
     return {path: np.asarray(each) for path, each in counts.items()}
+
+
+def trained_densities(opt_state: PyTree) -> dict[str, Fraction] | None:
+    """Reads the densities of Top-KAST's B, the same for all replicas and steps.
+
+    Args:
+        opt_state: The optimizer state of the replicas, stacked.
+
+    Returns:
+        The densities by path; None for other methods, which train what they run on.
+    """
+    is_top_kast = lambda node: isinstance(node, sj.TopKastState)  # noqa: E731
+    if not any(map(is_top_kast, jax.tree.leaves(opt_state, is_leaf=is_top_kast))):
+        return None
+    _, backward = sj.top_kast_masks(opt_state)
+    return sj.layer_densities(jax.tree.map(lambda mask: np.asarray(mask[0]), backward))
+
+
+class Best:
+    """Keeps each replica's validation accuracies and the test accuracy of the best.
+
+    Attributes:
+        history: float32[replicas] for each epoch.
+        epoch: int[replicas], the first epoch of highest validation accuracy among those
+            that count, -1 for none.
+        test: float[replicas], the test accuracy after it; NaN for none.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        """Starts with nothing seen.
+
+        Args:
+            replicas: Their number.
+        """
+        self.history: list[np.ndarray] = []
+        self.epoch = np.full(replicas, -1)
+        self.test = np.full(replicas, np.nan)
+        self._highest = np.full(replicas, -1.0)
+        self._is_new = np.zeros(replicas, bool)
+
+    def observe(self, validation: np.ndarray, counts: np.ndarray) -> bool:
+        """Takes the accuracies after an epoch.
+
+        Args:
+            validation: float32[replicas].
+            counts: bool[replicas], whether the epoch counts: a network on its way to
+                its sparsity, or in a dense phase, is not the one that is asked for.
+
+        Returns:
+            Whether `note` is to be called, as some replica was never better.
+        """
+        self._is_new = counts & (validation > self._highest)
+        self._highest[self._is_new] = validation[self._is_new]
+        self.epoch[self._is_new] = len(self.history)
+        self.history.append(validation)
+        return bool(self._is_new.any())
+
+    def note(self, test: np.ndarray) -> None:
+        """Takes the test accuracies of the same epoch.
+
+        Args:
+            test: float32[replicas].
+        """
+        self.test[self._is_new] = test[self._is_new]

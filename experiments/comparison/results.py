@@ -25,6 +25,13 @@ class Run:
         nonzero: Those that are not exactly 0 at the end: the active ones but for any
             that have grown and had no gradient since.
         realised_sparsity: The share of the prunable weights that are exactly 0.
+        validation_history: Validation accuracy after each epoch.
+        best_epoch: The first epoch of highest validation accuracy among those after
+            which the masks were at the sparsity asked for, counted from 1; 0 for none.
+        best_test_accuracy: After that epoch; NaN for none.
+        dense_forward_flops: FLOPs of the dense network for one image.
+        inference_flops: Those of the trained network, as a fraction of that.
+        training_flops: Those of the run, as a fraction of dense training's.
     """
 
     sparsity: float
@@ -35,6 +42,12 @@ class Run:
     active: int
     nonzero: int
     realised_sparsity: float
+    validation_history: Sequence[float]
+    best_epoch: int
+    best_test_accuracy: float
+    dense_forward_flops: int
+    inference_flops: float
+    training_flops: float
 
 
 @dataclasses.dataclass(frozen=True)

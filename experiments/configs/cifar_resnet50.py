@@ -4,8 +4,8 @@
         --config=experiments/configs/cifar_resnet50.py:method=granet,sparsity=0.95 \
         --workdir=runs/cifar_resnet50_granet_95
 
-After the colon: method (dense, static, set, rigl, rigl_itop, gmp, granet, granet_st),
-sparsity (0.9, 0.95, 0.98 in the paper), classes (10 or 100).
+After the colon: method (a key of `experiments.training.sparse.LABELS`), sparsity (0.9,
+0.95, 0.98 in the paper), classes (10 or 100).
 
 160 epochs at batch 128. The paper's accuracy on CIFAR-10 is 94.75 dense and at 95 %
 94.44 GraNet (s_i=0), 94.38 GraNet (s_i=0.5), 94.52 GMP, 93.86 RigL. Cost and our own

@@ -4,8 +4,8 @@
         --config=experiments/configs/cifar_vgg19.py:method=granet,sparsity=0.95 \
         --workdir=runs/vgg19_granet_95
 
-After the colon: method (dense, static, set, rigl, rigl_itop, gmp, granet, granet_st),
-sparsity (0.9, 0.95, 0.98 in the paper), classes (10 or 100).
+After the colon: method (a key of `experiments.training.sparse.LABELS`), sparsity (0.9,
+0.95, 0.98 in the paper), classes (10 or 100).
 
 160 epochs at batch 128: 56,160 steps on the 45,000 images left when 5,000 are held out
 for validation. The paper's accuracy on CIFAR-10 is 93.85 dense and at 90 % 93.80 GraNet

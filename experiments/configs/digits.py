@@ -39,6 +39,8 @@ on the validation part at 98 %. Epochs fit the time; all else was set beforehand
 
 from ml_collections import ConfigDict
 
+from experiments.configs.common import method_fields
+
 
 def get_config() -> ConfigDict:
     """Gives the configuration.
@@ -74,14 +76,6 @@ def get_config() -> ConfigDict:
     # The part of the run after which GMP and GraNet are at their final sparsity. RigL
     # stops exchanging at 75 % of the run, SET and GraNet go on, as in their papers.
     config.pruning_share = 0.5
-    # How sparsity is shared out over layers where masks are random: "erk", "er" or
-    # "uniform". One for all, so that no method is favoured; SET's paper has "er".
-    config.distribution = "erk"
-    # The fraction of each layer that is exchanged, always (SET) or at first (others),
-    # as in the papers.
-    config.prune_rate = ConfigDict(
-        {"set": 0.3, "rigl": 0.3, "rigl_itop": 0.5, "granet": 0.5}
-    )
-    # Where sparse-to-sparse GraNet starts.
-    config.granet_st_initial_sparsity = 0.5
+    config.update(method_fields())
+    config.output_layer = "output"
     return config

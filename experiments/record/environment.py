@@ -66,8 +66,10 @@ def _commit(folder: Path) -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    # A new file can change what runs as much as a changed one: both count.
-    changes = git("status", "--porcelain") if commit else None
+    # A new file can change what runs as much as a changed one: both count, but for
+    # the results that runs leave.
+    paths = (":(top)", ":(top,exclude)results")
+    changes = git("status", "--porcelain", "--", *paths) if commit else None
     return {
         "git_commit": commit,
         "git_dirty": None if changes is None else bool(changes),

@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class Best(NamedTuple):
-    """The evaluation with the highest validation accuracy so far.
+    """The evaluation with the highest validation accuracy so far, at full sparsity.
 
     Attributes:
         step: Its step; -1 for none yet.
@@ -51,13 +51,25 @@ OPERATIONAL = (
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "data_dir",
     "workers",
     "parallel",  # the same up to the order of sums
     "shard_state",
 )
 
 
-def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Tells in which fields two configurations are of different experiments.
+
+    Args:
+        saved: A configuration that was read from JSON.
+        now: Another.
+
+    Returns:
+        "FIELD was ... and is ..." for each; none where they differ in how the run is
+        run alone, or not at all.
+    """
+
     def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
         leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
         return {
@@ -189,11 +201,11 @@ class Checkpointer:
                 config = self._notes(step)["config"]
             except Exception:  # damaged: `restore` will say so
                 continue
-            differences = _differences(config, self._config)
-            if differences:
+            found = differences(config, self._config)
+            if found:
                 raise ValueError(
                     f"workdir holds another experiment's checkpoint, "
-                    f"{self._directory}: {'; '.join(differences)}; use another "
+                    f"{self._directory}: {'; '.join(found)}; use another "
                     "workdir, or the same config."
                 )
             return

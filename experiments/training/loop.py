@@ -32,7 +32,7 @@ from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.parallel import AXIS, Parallel, make_parallel
 from experiments.training.plan import Plan, chunk_sizes, is_measured, plan_run
 from experiments.training.preemption import Preempted, PreemptionWatch
-from experiments.training.sparse import sparse_optimizer
+from experiments.training.sparse import is_at_sparsity, sparse_optimizer
 from experiments.training.state import TrainState, checksum, create_state
 from experiments.training.steps import EvalStep, make_eval_step, make_train_step
 from sparsejax.trees import leaves_with_paths, mask_leaves
@@ -296,6 +296,15 @@ class _Recorder:
         """Gives the mean speed so far in examples a second, NaN if it is not known."""
         return self._examples / self._seconds if self._seconds else math.nan
 
+    def write_first_layers(self, state: TrainState) -> None:
+        """Writes the density of each layer before the first step."""
+        densities = {
+            f"density/{layer['path']}": layer["active"] / layer["weights"]
+            for layer in _layer_table(self._run, state)
+            if layer["active"] is not None
+        }
+        self._writer.write(0, densities, "topology")
+
     def _named(self, measures: Measures) -> dict[str, float]:
         return named(jax.tree.map(lambda x: x[0], measures), self._masks)
 
@@ -312,7 +321,8 @@ def _evaluate(
     """Evaluates on the validation split, and where it is due on the test split.
 
     The test accuracy is recorded for the last step and for those that validation has
-    chosen; it chooses nothing itself.
+    chosen, among the steps at which the masks are at the sparsity asked for; it chooses
+    nothing itself.
 
     Returns the best evaluation so far, and the test accuracy of this step if known.
     """
@@ -320,7 +330,11 @@ def _evaluate(
     if len(run.dataset.validation):
         validation = _accuracy(run, state, run.dataset.validation)
         writer.write(step, validation, "validation")
-        is_best = validation["accuracy"] > best.validation_accuracy
+        sparsity = float(optax.tree.get(state.opt_state, "sparsity"))
+        config = run.config
+        is_best = validation["accuracy"] > best.validation_accuracy and bool(
+            is_at_sparsity(config.method, config.sparsity, sparsity)
+        )
     if not is_best and step != run.plan.total_steps:
         return best, None
     test = _accuracy(run, state, run.dataset.test)
@@ -384,6 +398,8 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
     ):
         writer.truncate_after(-1 if restored is None else start)
         recorder = _Recorder(run, writer, progress, state)
+        if restored is None:
+            recorder.write_first_layers(state)
         plans = list(
             chunk_sizes(start, run.plan, config, run.feed.most, run.is_update_step)
         )

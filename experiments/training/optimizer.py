@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from experiments.training.sparse import decayed_leaves
 from sparsejax.schedules import Schedule
 
-PyTree = Any
 SCHEDULES = ("step", "cosine", "constant")
 
 
@@ -51,11 +50,6 @@ def learning_rate(config: ConfigDict, total_steps: int, epoch_steps: int) -> Sch
     return schedule
 
 
-def _decayed(params: PyTree, decay_batch_norm: bool) -> PyTree:
-    """Marks the weights that decay: all, or only those of two or more dimensions."""
-    return jax.tree.map(lambda p: decay_batch_norm or p.ndim >= 2, params)
-
-
 def make_optimizer(
     config: ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
@@ -63,7 +57,7 @@ def make_optimizer(
 
     Args:
         config: `weight_decay`, `decay_batch_norm` (also biases and batch norm),
-            `momentum`, `nesterov`.
+            `momentum`, `nesterov`, and `method`, as Top-KAST has a penalty of its own.
         schedule: The learning rate.
 
     Returns:
@@ -71,7 +65,8 @@ def make_optimizer(
     """
     return optax.chain(
         optax.add_decayed_weights(
-            config.weight_decay, mask=lambda p: _decayed(p, config.decay_batch_norm)
+            config.weight_decay,
+            mask=decayed_leaves(config.method, config.decay_batch_norm),
         ),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     )

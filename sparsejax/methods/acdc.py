@@ -154,9 +154,7 @@ def acdc_transform(
             key, params, rules, plan, 0.0, "erk"
         ),
         update=update,
-        is_update_step=lambda step: jnp.any(
-            jnp.asarray(step) == jnp.array(starts, jnp.int32)
-        ),
+        is_update_step=lambda step: jnp.isin(step, jnp.array(starts, jnp.int32)),
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 

@@ -1,0 +1,176 @@
+"""Rebuilds a table: runs what is missing of it, and sets it beside published numbers.
+
+    python -m experiments.reproduce --table=digits
+    python -m experiments.reproduce --table=cifar10_vgg19 --data_dir=DIR_OR_NPZ
+
+Each finished run leaves `RESULTS/TABLE/METHOD_SPARSITY_SEED.json`, and a run that has
+one is not made again. A run of an image table that is stopped goes on from its newest
+checkpoint. At the end `RESULTS/TABLE/README.md` shows the table.
+
+Exits with 0 at the end, 75 when it was stopped by SIGTERM or --max_hours (run the same
+command to go on), 2 with one sentence when an argument is refused.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import jax
+from absl import logging
+
+from experiments.record.files import writable_directory
+from experiments.tables.render import write_page
+from experiments.tables.results import has_result, write_result
+from experiments.tables.run_digits import batches, run_side_by_side
+from experiments.tables.spec import TABLES, Cell, Table, choose, select
+from experiments.training.preemption import EXIT_PREEMPTED, Preempted
+
+
+def run_missing(
+    table: Table,
+    cells: Sequence[Cell],
+    results: Path,
+    workdir: Path,
+    *,
+    data_dir: str | None = None,
+    hours: float | None = None,
+    rerun: bool = False,
+) -> None:
+    """Runs the cells that have no result, in their order.
+
+    Args:
+        table: The table.
+        cells: Its cells, in the order in which they are wanted.
+        results: The folder of all tables' results.
+        workdir: Where the runs of image tables keep their records and checkpoints.
+        data_dir: Where the data of image tables is.
+        hours: Stop after so many; None for no limit.
+        rerun: Whether results of another configuration are replaced, not refused.
+
+    Raises:
+        ValueError: If a result is of another configuration, or a run is refused.
+        Preempted: If SIGTERM came or the time is over; what is done is kept.
+    """
+    end = None if hours is None else time.monotonic() + 3600 * hours
+    # All are looked at before any is run: a refusal must not come after hours.
+    missing = [c for c in cells if not has_result(results, table, c, replace=rerun)]
+    print(f"{len(cells) - len(missing)} of {len(cells)} runs are finished.", flush=True)
+    groups = [[cell] for cell in missing] if table.image_shape else batches(missing)
+    with _stopped_by_sigterm():
+        for number, group in enumerate(groups, 1):
+            if end is not None and time.monotonic() >= end:
+                raise Preempted(f"{hours:g} hours are over; run the command again.")
+            names = ", ".join(cell.name for cell in group)
+            print(f"[{number}/{len(groups)}] {names}", flush=True)
+            if table.image_shape is None:
+                for cell, result in run_side_by_side(table, group):
+                    write_result(results, table, cell, result)
+                continue
+            # Imported late: what trains images needs more than what trains digits.
+            from experiments.tables.run_images import run_image_cell
+
+            with _sigterm_at(end):
+                result = run_image_cell(table, group[0], workdir, data_dir)
+            write_result(results, table, group[0], result)
+            jax.clear_caches()  # no other run uses what this one compiled
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Makes an exception of SIGTERM; the training loop has its own way meanwhile."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped by SIGTERM; run the command again.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _sigterm_at(end: float | None) -> Iterator[None]:
+    """Sends this process SIGTERM at a time of `time.monotonic`."""
+    if end is None:
+        yield
+        return
+    seconds = max(end - time.monotonic(), 0)
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    def listed(text: str) -> list[str]:
+        return [part for part in text.split(",") if part]
+
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduce", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--table", required=True, help=f"one of {', '.join(TABLES)}")
+    add("--results", type=Path, default=Path("results"), help="results of all tables")
+    add("--workdir", type=Path, default=Path("runs/reproduce"), help="checkpoints")
+    add("--data_dir", help="TFDS's directory, or an .npz file")
+    add("--methods", type=listed, help="some rows, as granet,gmp; all by default")
+    add("--sparsities", type=listed, help="some columns, as 0.9,0.95")
+    add("--seeds", type=listed, help="as 18,19,20; the table's by default")
+    add("--max_hours", type=float, help="stop after this time, to be gone on with")
+    add("--render_only", action="store_true", help="run nothing, write the page")
+    add("--rerun", action="store_true", help="replace results of other configurations")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rebuilds the table that the command line names.
+
+    Args:
+        arguments: The command line's arguments; those of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    flags = _parse(arguments)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+    try:
+        table = TABLES[choose("table", TABLES, flags.table)]
+        cells = select(table, flags.methods, flags.sparsities, flags.seeds)
+        if flags.max_hours is not None and not flags.max_hours > 0:
+            raise ValueError(f"max_hours must be above 0; got {flags.max_hours:g}.")
+        writable_directory(flags.results)
+        code = 0
+        if not flags.render_only:
+            try:
+                run_missing(
+                    table,
+                    cells,
+                    flags.results,
+                    flags.workdir,
+                    data_dir=flags.data_dir,
+                    hours=flags.max_hours,
+                    rerun=flags.rerun,
+                )
+            except Preempted as preempted:
+                print(preempted, file=sys.stderr)
+                code = EXIT_PREEMPTED
+        print(f"The table is in {write_page(flags.results, table)}.")
+        return code
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

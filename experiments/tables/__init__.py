@@ -1,0 +1,1 @@
+"""Tables of results: what belongs in them, what was published, what is still to run."""

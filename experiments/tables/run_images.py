@@ -1,0 +1,159 @@
+"""Runs one cell of an image table, or goes on with it where it was stopped."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import sparsejax as sj
+from experiments.models import create_model
+from experiments.record.files import write_atomically
+from experiments.record.flops import changes, run_flops
+from experiments.record.metrics import read_metrics
+from experiments.tables.results import where_it_runs
+from experiments.tables.spec import Cell, Table
+from experiments.training.loop import Outcome, train_and_evaluate
+from experiments.training.state import TrainState
+
+_DENSITY = "density/"
+
+
+def run_image_cell(
+    table: Table, cell: Cell, workdir: Path, data_dir: str | None
+) -> dict[str, Any]:
+    """Trains a cell to its end, from its newest checkpoint if there is one.
+
+    Args:
+        table: An image table.
+        cell: The cell.
+        workdir: Where the runs of all tables keep their records and checkpoints.
+        data_dir: Where the data is; None for the default of TFDS.
+
+    Returns:
+        What came out.
+
+    Raises:
+        ValueError: If something does not fit, in one sentence.
+        Preempted: If it was asked to stop; its state is saved.
+    """
+    config = table.config(cell)
+    config.data_dir = data_dir
+    folder = workdir / table.name / cell.name
+    with _recorded_part(folder) as parts:
+        outcome = train_and_evaluate(config, folder)
+    lines = read_metrics(folder)
+    validation = [
+        [line["step"], round(line["accuracy"], 5)]
+        for line in lines
+        if line["kind"] == "validation"
+    ]
+    steps = int(outcome.state.step)
+    speed = outcome.examples_per_second
+    return {
+        "steps": steps,
+        "test_accuracy": outcome.test_accuracy,
+        "best": outcome.best._asdict() if outcome.best.step >= 0 else None,
+        "validation": validation,
+        **_weights(outcome.state),
+        "flops": _flops(cell.method, config, table.image_shape, outcome, lines),
+        "examples_per_second": round(speed, 1) if math.isfinite(speed) else None,
+        # A part that was killed has no time; it is missing in this sum.
+        "wall_seconds": round(sum(part["seconds"] or 0 for part in parts), 1),
+        "parts": [_brief(part) for part in parts],
+        "environment": parts[-1]["environment"],
+    }
+
+
+def _brief(part: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("start_time", "git_commit", "git_dirty", "device_kind")
+    about = {name: part["environment"][name] for name in names}
+    return about | {"seconds": part["seconds"]}
+
+
+@contextmanager
+def _recorded_part(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """Notes the parts of a run that is stopped and goes on: with what, and how long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "parts.json"
+    parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    parts.append({"environment": where_it_runs(), "seconds": None})
+    write_atomically(path, json.dumps(parts, indent=1) + "\n")
+    started = time.monotonic()
+    try:
+        yield parts
+    finally:
+        parts[-1]["seconds"] = round(time.monotonic() - started, 1)
+        write_atomically(path, json.dumps(parts, indent=1) + "\n")
+
+
+def _weights(state: TrainState) -> dict[str, Any]:
+    """Counts what the trained network holds."""
+    masks = sj.get_masks(state.opt_state)
+
+    def count(mask: Any, weights: Any) -> int:
+        is_dense = isinstance(mask, optax.MaskedNode)
+        return 0 if is_dense else int(np.count_nonzero(np.asarray(weights)))
+
+    counts = jax.tree.map(
+        count,
+        masks,
+        state.params,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    prunable = sj.count_prunable(masks)
+    nonzero = sum(jax.tree.leaves(counts))
+    return {
+        "realised_sparsity": 1 - nonzero / prunable,
+        "prunable": prunable,
+        "active": int(sj.count_active(masks)),
+    }
+
+
+def _flops(
+    method: str,
+    config: ConfigDict,
+    image_shape: Any,
+    outcome: Outcome,
+    lines: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Adds up the FLOPs of a run from the densities in its record."""
+    model = create_model(config.model, config.num_classes, **config.model_options)
+    state = outcome.state
+
+    def apply(params: Any, images: Any) -> Any:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return model.apply(variables, images, train=False)
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    forward = sj.forward_flops(apply, state.params, image)
+    laid_out = [(line["step"], _densities(line)) for line in lines if _densities(line)]
+    # A line is written once the step is over.
+    updates = [line["step"] - 1 for line in lines if "updates" in line]
+    trained = None
+    if method == "top_kast":
+        trained = sj.layer_densities(sj.top_kast_masks(state.opt_state)[1])
+    flops = run_flops(
+        method,
+        forward,
+        changes(*zip(*laid_out)),
+        int(state.step),
+        updates,
+        trained,
+    )
+    return flops._asdict()
+
+
+def _densities(line: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name.removeprefix(_DENSITY): value
+        for name, value in line.items()
+        if name.startswith(_DENSITY)
+    }
