@@ -32,6 +32,8 @@ from experiments.tables.run_digits import batches, run_side_by_side
 from experiments.tables.spec import TABLES, Cell, Table, choose, select
 from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 
+PLASTICITY = "plasticity"  # a study of its own, not runs by method and sparsity
+
 
 def run_missing(
     table: Table,
@@ -120,7 +122,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m experiments.reproduce", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
-    add("--table", required=True, help=f"one of {', '.join(TABLES)}")
+    add("--table", required=True, help=f"one of {', '.join([*TABLES, PLASTICITY])}")
     add("--results", type=Path, default=Path("results"), help="results of all tables")
     add("--workdir", type=Path, default=Path("runs/reproduce"), help="checkpoints")
     add("--data_dir", help="TFDS's directory, or an .npz file")
@@ -145,7 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parse(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
     try:
-        table = TABLES[choose("table", TABLES, flags.table)]
+        name = choose("table", [*TABLES, PLASTICITY], flags.table)
+        if name == PLASTICITY:
+            from experiments.tables.run_plasticity import rebuild_plasticity
+
+            writable_directory(flags.results)
+            page = rebuild_plasticity(flags.results, flags.workdir, flags.render_only)
+            print(f"The table is in {page}.")
+            return 0
+        table = TABLES[name]
         cells = select(table, flags.methods, flags.sparsities, flags.seeds)
         if flags.max_hours is not None and not flags.max_hours > 0:
             raise ValueError(f"max_hours must be above 0; got {flags.max_hours:g}.")

@@ -141,7 +141,9 @@ def assert_whole_record(workdir, outcome):
     }
     last = [line for line in lines if "sparsity" in line][-1]
     assert last["sparsity"] == pytest.approx(0.8, abs=1e-4)
-    measured = [line for line in lines if line["kind"] == "topology"]
+    topology = [line for line in lines if line["kind"] == "topology"]
+    first, *measured = topology  # before the first step there is no gradient
+    assert first["step"] == 0 and "gradient_flow" not in first
     assert all(line["gradient_flow"] > 0 for line in measured)
     rates = [line["itop_rate"] for line in measured]
     assert rates == sorted(rates)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("grain", reason="of the experiments extra")
 from experiments import reproduce
 from experiments.configs import digits, digits_resnet
 from experiments.record.metrics import read_metrics
-from experiments.tables import published, run_digits, run_images
+from experiments.tables import published, run_digits, run_images, run_plasticity
 from experiments.tables.published import PUBLISHED
 from experiments.tables.render import render, write_page
 from experiments.tables.results import Found, read_table, result_path
@@ -19,6 +20,8 @@ from experiments.tables.spec import TABLES, Cell, select
 from experiments.training import loop
 from experiments.training.preemption import Preempted
 from experiments.training.sparse import LABELS
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -337,3 +340,30 @@ def test_a_page_without_runs_and_with_some():
     )
     rows = [line for line in page.splitlines() if line.startswith("| GMP  ")]
     assert rows[0].count("not run") == 3
+
+
+def test_the_plasticity_study_is_run_once_and_shown(tmp_path, monkeypatch, capsys):
+    measured = (ROOT / "results" / "plasticity" / "digits.json").read_text()
+    runs = []
+
+    def run(config, workdir):
+        runs.append(workdir)
+        workdir.mkdir(parents=True)
+        (workdir / "results.json").write_text(measured)
+
+    monkeypatch.setattr(run_plasticity, "run_experiment", run)
+    paths = [f"--results={tmp_path}/results", f"--workdir={tmp_path}/runs"]
+    command = ["--table=plasticity", *paths]
+    page = tmp_path / "results" / "plasticity" / "README.md"
+    assert reproduce.main([*command, "--render_only"]) == 0
+    assert "Not run." in page.read_text() and not runs
+    for _ in range(2):
+        assert reproduce.main(command) == 0
+        assert runs == [tmp_path / "runs" / "plasticity"]
+    shown = (ROOT / "results" / "plasticity" / "README.md").read_text()
+    assert page.read_text() == shown
+
+    result = page.parent / "digits.json"
+    result.write_text(measured.replace('"batch_size": ', '"batch_size": 1'))
+    assert reproduce.main(command) == 2
+    assert "it differs in batch_size" in capsys.readouterr().err

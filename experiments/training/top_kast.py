@@ -32,8 +32,8 @@ def top_kast_optimizer(
 
     Returns:
         The wrapped optimizer; start with `sj.init_sparse`. Its `update` takes
-        `update_topology` as those of `sparsejax.sparsify` do; here it leaves out the figures
-        of an update, not the update.
+        `update_topology` as those of `sparsejax.sparsify` do; here it leaves out the
+        figures of an update, not the update.
 
     Raises:
         ValueError: If an argument is out of range.
