@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
+from experiments.record.markdown import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +129,7 @@ def table(results: Sequence[MethodResult]) -> str:
 
     rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
     rows += [[r.label, *(cell(r.runs_at(s)) for s in sparsities)] for r in results]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown_table(rows)
 
 
 def write_results(

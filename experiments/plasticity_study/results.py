@@ -11,6 +11,7 @@ from experiments.plasticity_study.settings import Setting
 from experiments.plasticity_study.store import Record
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
+from experiments.record.markdown import markdown_table
 from sparsejax.analysis.plasticity import (
     Estimate,
     mean_with_interval,
@@ -153,24 +154,6 @@ def text_of(estimate: Estimate) -> str:
     return f"**{text}**" if abs(estimate.mean) > estimate.reach else text
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Sets a Markdown table, aligned so that it reads as text too.
-
-    Args:
-        rows: The heading and the rows.
-
-    Returns:
-        The table.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
@@ -194,7 +177,7 @@ def effect_table(records: Sequence[Record]) -> str:
             text_of(overall_effect(records, kind._replace(rate=rate))) for rate in rates
         ]
         rows.append([REGENERATION_LABELS[kind.regeneration], _what(kind), *cells])
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def _what(kind: Setting) -> str:
@@ -216,7 +199,7 @@ def _detail(
     heading = ["Learning rate", "Pruned at epoch", *(f"{100 * r:g} %" for r in rates)]
     order = _unique(row.learning_rate for row in chosen)
     places = sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1]))
-    return markdown([heading, *([p[0], str(p[1]), *cells[p]] for p in places)])
+    return markdown_table([heading, *([p[0], str(p[1]), *cells[p]] for p in places)])
 
 
 def report(records: Sequence[Record], title: str) -> str:

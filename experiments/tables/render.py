@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.record.files import write_atomically
+from experiments.record.markdown import markdown_table
 from experiments.tables.published import OTHER_LABELS, PUBLISHED, Numbers, Published
 from experiments.tables.results import Found, Result, read_table
 from experiments.tables.spec import Table
@@ -134,17 +135,6 @@ def _columns(table: Table, method: str) -> Sequence[float]:
     return (0.0,) if method == "dense" else table.sparsities
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns the columns, so that the table reads as text too."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
 _Runs = Mapping[tuple[str, float], Sequence[Result]]
 
 
@@ -167,7 +157,7 @@ def _accuracies(table: Table, runs: _Runs, published: Numbers) -> str:
             if published:
                 row.append(published_text(published.get((method, sparsity))))
         rows.append(row)
-    return f"{'; '.join(dense)}.\n\n{_grid(rows)}"
+    return f"{'; '.join(dense)}.\n\n{markdown_table(rows)}"
 
 
 def _ours(runs: _Runs, method: str, sparsity: float) -> str:
@@ -196,7 +186,7 @@ def _against(table: Table, runs: _Runs, published: Numbers) -> str:
         )
     return (
         f"## Against verified numbers\n\nThe target is to be within {TARGET} points of "
-        f"each.\n\n{_grid(rows)}"
+        f"each.\n\n{markdown_table(rows)}"
     )
 
 
@@ -228,7 +218,7 @@ def _figures(table: Table, runs: _Runs) -> str:
                     percent(best) if best else "-",
                 ]
             )
-    return _grid(rows)
+    return markdown_table(rows)
 
 
 def _mean(results: Iterable[Result], name: str) -> float:
