@@ -17,7 +17,7 @@ import numpy as np
 
 import sparsejax as sj
 from benchmarks.timing import machine
-from sparsejax.scores import absolute
+from sparsejax.scores import rank_of_magnitude
 
 PyTree = Any
 LAYERS, COLUMNS = 8, 4096
@@ -36,7 +36,7 @@ def update(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
         The new masks.
     """
     pruned = sj.prune_magnitude(params, masks, sparsity=0.9)
-    return sj.exchange(params, grads, pruned, 0.3, key=absolute).masks
+    return sj.exchange(params, grads, pruned, 0.3, key=rank_of_magnitude).masks
 
 
 def seconds_of(size: int, repeats: int) -> tuple[int, float]:

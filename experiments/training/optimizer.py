@@ -57,7 +57,8 @@ def make_optimizer(
 
     Args:
         config: `weight_decay`, `decay_batch_norm` (also biases and batch norm),
-            `momentum`, `nesterov`, and `method`, as Top-KAST has a penalty of its own.
+            `momentum`, `nesterov`, and, where it has one, `method`: Top-KAST has a penalty
+            of its own.
         schedule: The learning rate.
 
     Returns:
@@ -66,7 +67,7 @@ def make_optimizer(
     return optax.chain(
         optax.add_decayed_weights(
             config.weight_decay,
-            mask=decayed_leaves(config.method, config.decay_batch_norm),
+            mask=decayed_leaves(config.get("method", "dense"), config.decay_batch_norm),
         ),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     )
