@@ -242,7 +242,7 @@ def test_second_moments_of_grown_weights_are_the_mean_of_the_kept(cell):
         for path, slot in cell.slots(step, cell.optimizer.second_moments):
             mask, grown = cell.masks(step)[path], cell.grown(step)[path]
             kept = mask & ~grown
-            # Adafactor adds 1e-30 to the square of a gradient of 0; an update resets it.
+            # Adafactor adds 1e-30 to the square of a gradient of 0.
             drift = 0 if step in cell.method.update_steps else 1e-28
             assert np.all(np.abs(slot[~mask]) <= drift), (step, path)
             mean = np.mean(slot[kept], dtype=np.float64) if kept.any() else 0.0

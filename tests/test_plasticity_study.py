@@ -261,7 +261,8 @@ def checkpoint(config):
     for _ in range(3):
         updates, opt_state = tx.update(normal(1), opt_state, params)
         params = optax.apply_updates(params, updates)
-    return TrainState(jnp.int32(3), params, {}, opt_state), tx
+    explored = sj.get_masks(opt_state)
+    return TrainState(jnp.int32(3), params, {}, opt_state, explored), tx
 
 
 @pytest.mark.parametrize("regeneration", ["none", "as_many", "exchange"])

@@ -57,8 +57,8 @@ def make_optimizer(
 
     Args:
         config: `weight_decay`, `decay_batch_norm` (also biases and batch norm),
-            `momentum`, `nesterov`, and, where it has one, `method`: Top-KAST has a penalty
-            of its own.
+            `momentum`, `nesterov`; and `method` where there is one, as Top-KAST has a
+            penalty of its own.
         schedule: The learning rate.
 
     Returns:
