@@ -5,7 +5,6 @@
 The config file says what the comparison is, and what comes out.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments.command_line import run_study
 from experiments.comparison import replicas as rep
 from experiments.comparison.figures import plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
@@ -30,7 +29,6 @@ from experiments.comparison.results import (
 )
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.record.files import writable_directory
 from experiments.record.flops import changes, run_flops
 from experiments.record.progress import Progress
 from experiments.training.sparse import (
@@ -39,10 +37,6 @@ from experiments.training.sparse import (
     decayed_leaves,
     is_at_sparsity,
 )
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for tables and figures.")
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def check_config(config: ConfigDict) -> None:
@@ -276,16 +270,18 @@ def _train_side_by_side(
     )
 
 
-def compare(config: ConfigDict, workdir: Path) -> list[MethodResult]:
+def compare(config: ConfigDict, workdir: Path) -> None:
     """Trains every method, prints the table and writes all results.
 
     Args:
-        config: As in `experiments/configs/digits.py`, checked.
+        config: As in `experiments/configs/digits.py`.
         workdir: A folder that can be written to.
 
-    Returns:
-        What came out, one a method.
+    Raises:
+        ValueError: If the configuration cannot be run; the message says why.
     """
+    check_config(config)
+    started = time.perf_counter()
     data = load_data(config)
     results = [train_method(name, data, config) for name in config.methods]
     title = (
@@ -296,27 +292,8 @@ def compare(config: ConfigDict, workdir: Path) -> list[MethodResult]:
     plot_accuracy(results, workdir / "accuracy.png")
     plot_density(results, workdir / "density.png")
     print(f"\n{title}\n\n{table(results)}\n")
-    return results
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the comparison that the flags ask for.
-
-    Args:
-        argv: What is left of the command line when flags are parsed: its name.
-    """
-    if len(argv) > 1:
-        raise app.UsageError(f"only flags are understood; got {argv[1:]}.")
-    started = time.perf_counter()
-    logging.set_verbosity(logging.WARNING)
-    try:
-        check_config(_CONFIG.value)
-        workdir = writable_directory(str(_WORKDIR.value))
-    except ValueError as error:
-        sys.exit(str(error))
-    compare(_CONFIG.value, workdir)
-    print(f"{time.perf_counter() - started:.0f} s; all results are in {workdir}.")
+    print(f"{time.perf_counter() - started:.0f} s.")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_study(compare)

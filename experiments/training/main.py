@@ -5,17 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from experiments.command_line import CONFIG, WORKDIR
 from experiments.training.distributed import join_processes
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The experiment: FILE.py:method=granet,sparsity=0.95",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's record goes.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
@@ -55,7 +48,7 @@ def _unknown_key(text: str) -> str:
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
         raise SystemExit(_refusal(f"there are no arguments; got {arguments[1:]}."))
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir = CONFIG.value, WORKDIR.value
     if config is None or workdir is None:
         raise SystemExit(_refusal("--config=FILE and --workdir=DIR must be given."))
     try:
