@@ -47,6 +47,9 @@ from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
 from sparsejax.methods.itop import itop_transform as itop_transform
+from sparsejax.methods.lottery import lottery_counts as lottery_counts
+from sparsejax.methods.lottery import lottery_ticket as lottery_ticket
+from sparsejax.methods.lottery import shuffle_masks as shuffle_masks
 from sparsejax.methods.mest import mest_transform as mest_transform
 from sparsejax.methods.rigl import rigl_transform as rigl_transform
 from sparsejax.methods.set import set_transform as set_transform
@@ -151,6 +154,8 @@ __all__ = (
     "layer_rules",
     "linear_prune_rate",
     "linear_sparsity",
+    "lottery_counts",
+    "lottery_ticket",
     "mean_with_interval",
     "mest_transform",
     "no_growth",
@@ -170,6 +175,7 @@ __all__ = (
     "rigl_transform",
     "set_transform",
     "share_out",
+    "shuffle_masks",
     "snfs_transform",
     "soft_threshold",
     "sparsify",
