@@ -21,6 +21,7 @@ These are pure functions; training is the caller's, under masks that stay as the
     for count in sj.lottery_counts(sj.count_prunable(masks), [0.9, 0.98]):
         trained = train(params, sj.static_transform(inner, masks=masks))
         params, masks = sj.lottery_ticket(trained, start, masks, keep=count)
+    final = train(params, sj.static_transform(inner, masks=masks))
 
 The first paper prunes the output layer at half the rate; here all layers are ranked
 together, as its authors do in deeper networks.
