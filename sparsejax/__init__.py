@@ -26,6 +26,13 @@ from sparsejax.counts import keep_count as keep_count
 from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
+from sparsejax.freezing.freeze import FreezeState as FreezeState
+from sparsejax.freezing.freeze import freeze_transform as freeze_transform
+from sparsejax.freezing.freeze import restore_frozen as restore_frozen
+from sparsejax.freezing.supermask import init_scores as init_scores
+from sparsejax.freezing.supermask import signed_constant as signed_constant
+from sparsejax.freezing.supermask import supermask as supermask
+from sparsejax.freezing.supermask import supermask_params as supermask_params
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
@@ -99,6 +106,7 @@ __version__ = "0.1.0"
 __all__ = (
     "Estimate",
     "ForwardFlops",
+    "FreezeState",
     "LayerRule",
     "Memory",
     "MemoryRule",
@@ -135,11 +143,13 @@ __all__ = (
     "exchange",
     "fold_thresholds",
     "forward_flops",
+    "freeze_transform",
     "get_masks",
     "gmp_transform",
     "gradient_flow",
     "granet_transform",
     "inference_flops",
+    "init_scores",
     "init_sparse",
     "init_thresholds",
     "itop_rate",
@@ -166,10 +176,12 @@ __all__ = (
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "restore_frozen",
     "rigl_step_flops",
     "rigl_transform",
     "set_transform",
     "share_out",
+    "signed_constant",
     "snfs_transform",
     "soft_threshold",
     "sparsify",
@@ -177,6 +189,8 @@ __all__ = (
     "srigl_transform",
     "static_transform",
     "summary",
+    "supermask",
+    "supermask_params",
     "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",
