@@ -50,6 +50,10 @@ from sparsejax.masks import union as union
 from sparsejax.masks import unpack_masks as unpack_masks
 from sparsejax.methods.acdc import acdc_phases as acdc_phases
 from sparsejax.methods.acdc import acdc_transform as acdc_transform
+from sparsejax.methods.consensus import activation_penalty as activation_penalty
+from sparsejax.methods.consensus import binary_gate as binary_gate
+from sparsejax.methods.consensus import consensus as consensus
+from sparsejax.methods.consensus import polarisation_penalty as polarisation_penalty
 from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
@@ -122,9 +126,12 @@ __all__ = (
     "TrainingFlops",
     "acdc_phases",
     "acdc_transform",
+    "activation_penalty",
     "active_counts",
     "apply_masks",
+    "binary_gate",
     "churn",
+    "consensus",
     "constant_prune_rate",
     "cosine_prune_rate",
     "count_active",
@@ -166,6 +173,7 @@ __all__ = (
     "no_growth",
     "overlap",
     "pack_masks",
+    "polarisation_penalty",
     "prune_by_score",
     "prune_magnitude",
     "prune_once",
