@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import sparsejax as sj
@@ -154,3 +155,25 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)) as refusal:
         call()
     assert str(refusal.value).endswith(".") and ". " not in str(refusal.value)
+
+
+def test_the_state_goes_through_orbax_and_compiles_once(tmp_path):
+    frozen = sj.freeze_transform(
+        optax.adamw(0.05), masks=MASKS, trainable=[("last", False)]
+    )
+    tx, traces = sj.static_transform(frozen, sparsity=0.5), []
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    first = step(*sj.init_sparse(tx, jax.tree.map(jnp.asarray, PARAMS)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", first)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", first)
+    assert jax.tree.structure(restored) == jax.tree.structure(first)
+    jax.tree.map(np.testing.assert_array_equal, step(*restored), step(*first))
+    assert len(traces) == 1
