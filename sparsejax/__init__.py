@@ -26,6 +26,13 @@ from sparsejax.counts import keep_count as keep_count
 from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
+from sparsejax.freezing.freeze import FreezeState as FreezeState
+from sparsejax.freezing.freeze import freeze_transform as freeze_transform
+from sparsejax.freezing.freeze import restore_frozen as restore_frozen
+from sparsejax.freezing.supermask import init_scores as init_scores
+from sparsejax.freezing.supermask import signed_constant as signed_constant
+from sparsejax.freezing.supermask import supermask as supermask
+from sparsejax.freezing.supermask import supermask_params as supermask_params
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
@@ -43,6 +50,10 @@ from sparsejax.masks import union as union
 from sparsejax.masks import unpack_masks as unpack_masks
 from sparsejax.methods.acdc import acdc_phases as acdc_phases
 from sparsejax.methods.acdc import acdc_transform as acdc_transform
+from sparsejax.methods.consensus import activation_penalty as activation_penalty
+from sparsejax.methods.consensus import binary_gate as binary_gate
+from sparsejax.methods.consensus import consensus as consensus
+from sparsejax.methods.consensus import polarisation_penalty as polarisation_penalty
 from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
@@ -102,6 +113,7 @@ __version__ = "0.1.0"
 __all__ = (
     "Estimate",
     "ForwardFlops",
+    "FreezeState",
     "LayerRule",
     "Memory",
     "MemoryRule",
@@ -117,9 +129,12 @@ __all__ = (
     "TrainingFlops",
     "acdc_phases",
     "acdc_transform",
+    "activation_penalty",
     "active_counts",
     "apply_masks",
+    "binary_gate",
     "churn",
+    "consensus",
     "constant_prune_rate",
     "cosine_prune_rate",
     "count_active",
@@ -138,11 +153,13 @@ __all__ = (
     "exchange",
     "fold_thresholds",
     "forward_flops",
+    "freeze_transform",
     "get_masks",
     "gmp_transform",
     "gradient_flow",
     "granet_transform",
     "inference_flops",
+    "init_scores",
     "init_sparse",
     "init_thresholds",
     "itop_rate",
@@ -161,6 +178,7 @@ __all__ = (
     "no_growth",
     "overlap",
     "pack_masks",
+    "polarisation_penalty",
     "prune_by_score",
     "prune_magnitude",
     "prune_once",
@@ -171,11 +189,13 @@ __all__ = (
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "restore_frozen",
     "rigl_step_flops",
     "rigl_transform",
     "set_transform",
     "share_out",
     "shuffle_masks",
+    "signed_constant",
     "snfs_transform",
     "soft_threshold",
     "sparsify",
@@ -183,6 +203,8 @@ __all__ = (
     "srigl_transform",
     "static_transform",
     "summary",
+    "supermask",
+    "supermask_params",
     "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",

@@ -54,15 +54,38 @@ def _as_rule(pattern: str, setting: Setting) -> LayerRule:
     return setting
 
 
-def _compiled(pair: Any) -> tuple[re.Pattern[str], LayerRule]:
-    try:
-        pattern, setting = pair
-        compiled = re.compile(pattern)
-    except (TypeError, ValueError, re.error) as error:
-        raise ValueError(
-            f"prunable must hold (regex, setting) pairs; got {pair!r}: {error}."
-        ) from None
-    return compiled, _as_rule(pattern, setting)
+def compiled_patterns(
+    name: str, pairs: Sequence[tuple[str, Any]], paths: Sequence[str]
+) -> list[tuple[re.Pattern[str], Any]]:
+    """Compiles (regex, setting) pairs, each of which must mean some parameter.
+
+    Args:
+        name: The argument's name, for the message.
+        pairs: The pairs got.
+        paths: The paths of all parameters.
+
+    Returns:
+        (compiled regex, setting) pairs.
+
+    Raises:
+        ValueError: If a pair is none, a regex is not valid or matches no path.
+    """
+    found = []
+    for pair in pairs:
+        try:
+            pattern, setting = pair
+            found.append((re.compile(pattern), setting))
+        except (TypeError, ValueError, re.error) as error:
+            raise ValueError(
+                f"{name} must hold (regex, setting) pairs; got {pair!r}: {error}."
+            ) from None
+    for compiled, _ in found:
+        if not any(compiled.search(path) for path in paths):
+            raise ValueError(
+                f"{name}: pattern {compiled.pattern!r} matches no parameter; the "
+                f"paths are {', '.join(map(repr, paths))}."
+            )
+    return found
 
 
 def _by_dimensions(leaf: Any) -> LayerRule:
@@ -82,13 +105,10 @@ def _rule_function(
             "prunable must be None, a function of (path, leaf) or a list of "
             f"(regex, setting) pairs; got {prunable!r}."
         )
-    rules = [_compiled(pair) for pair in prunable]
-    for pattern, _ in rules:
-        if not any(pattern.search(path) for path in paths):
-            raise ValueError(
-                f"prunable: pattern {pattern.pattern!r} matches no parameter; the "
-                f"paths are {', '.join(map(repr, paths))}."
-            )
+    rules = [
+        (pattern, _as_rule(pattern.pattern, setting))
+        for pattern, setting in compiled_patterns("prunable", prunable, paths)
+    ]
 
     def first_match(path: str, leaf: Any) -> LayerRule:
         for pattern, rule in rules:

@@ -1,0 +1,61 @@
+"""Consensus sub-networks: gates' gradients, and penalties that make them agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparsejax as sj
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+rng = np.random.default_rng(0)
+LOGITS = {
+    n: rng.normal(size=(32, u)).astype(np.float32) for n, u in (("a", 6), ("b", 4))
+}
+
+
+def gates_of(logits):
+    return jax.tree.map(sj.binary_gate, logits)
+
+
+def test_gates_are_binary_with_the_slope_of_a_sigmoid():
+    gates = sj.binary_gate(jnp.asarray(LOGITS["a"]))
+    np.testing.assert_array_equal(gates, LOGITS["a"] > 0)
+    slope = jax.grad(lambda z: sj.binary_gate(z).sum())(LOGITS["a"])
+    sigmoid = 1 / (1 + np.exp(-LOGITS["a"]))
+    np.testing.assert_allclose(slope, sigmoid * (1 - sigmoid), rtol=1e-5)
+
+
+def test_penalties_are_the_formulas():
+    shares = np.concatenate([(LOGITS[n] > 0).mean(0) for n in LOGITS])
+    gates = gates_of(LOGITS)
+    polarisation = np.mean(shares * (1 - shares))
+    np.testing.assert_allclose(sj.polarisation_penalty(gates), polarisation, rtol=1e-5)
+    wanted = abs(shares.mean() - 0.3)
+    np.testing.assert_allclose(sj.activation_penalty(gates, 0.3), wanted, rtol=1e-5)
+    votes = sj.consensus(gates)
+    np.testing.assert_array_equal(votes["a"], (LOGITS["a"] > 0).mean(0) > 0.5)
+
+
+def test_descent_on_the_penalties_makes_gates_agree_at_the_target():
+    def penalty(logits):
+        gates = gates_of(logits)
+        return sj.polarisation_penalty(gates) + sj.activation_penalty(gates, 0.5)
+
+    def step(logits, _):
+        slopes = jax.grad(penalty)(logits)
+        return jax.tree.map(lambda z, g: z - 20 * g, logits, slopes), None
+
+    before = sj.polarisation_penalty(gates_of(LOGITS))
+    run = jax.jit(lambda z: jax.lax.scan(step, z, length=1000)[0])
+    gates = gates_of(run(LOGITS))
+    assert before > 0.2 and sj.polarisation_penalty(gates) < 0.02
+    assert sj.activation_penalty(gates, 0.5) <= 0.1
+
+
+def test_what_are_no_gates_is_refused():
+    with pytest.raises(ValueError, match=r"gates must hold arrays of shape \[batch"):
+        sj.consensus({"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match="target must be in"):
+        sj.activation_penalty(jnp.ones((2, 3)), 1.5)
