@@ -28,7 +28,12 @@ from experiments.plasticity_study.store import Record
 from experiments.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.xdist_group(
+        "plasticity_study"
+    ),  # one worker: what all share is run once
+]
 
 
 def toy(**changes):

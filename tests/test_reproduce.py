@@ -23,7 +23,10 @@ from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    pytest.mark.xdist_group("reproduce"),  # one worker: what all share is run once
+]
 
 
 def toy_digits(**changes):
