@@ -32,7 +32,8 @@ quickstart: $(VENV)/.installed-experiments
 
 test: lint
 	@echo "== Running the tests and the docstring examples"
-	@$(BIN)/python -m pytest -n auto --dist loadgroup -q
+	@# A file is one worker's: what its tests share is made once.
+	@$(BIN)/python -m pytest -n auto --dist loadfile -q
 
 lint: $(VENV)/.installed-experiments+test
 	@echo "== Checking format, lint and types"

@@ -25,8 +25,6 @@ from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
 from experiments.training.sparse import LABELS
 
-# One worker: what is run for all tests is run once.
-pytestmark = pytest.mark.xdist_group("digits")
 ROOT = Path(__file__).parent.parent
 SPARSITIES, SEEDS = (0.9, 0.98), (0, 3)
 PRUNABLE = 27_408

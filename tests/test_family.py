@@ -83,12 +83,7 @@ class Cell(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    # With `pytest -n 2 --dist loadgroup` no cell is trained by two workers.
-    params=[
-        pytest.param((m, o), id=f"{m}-{o}", marks=pytest.mark.xdist_group(f"{m}-{o}"))
-        for m in METHODS
-        for o in OPTIMIZERS
-    ],
+    params=[pytest.param((m, o), id=f"{m}-{o}") for m in METHODS for o in OPTIMIZERS],
 )
 def cell(
     request: pytest.FixtureRequest, quick_compilation: None, strict_ranks: None

@@ -94,7 +94,7 @@ def shard_of(leaf: Any) -> P:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in METHODS],
+    params=METHODS,
 )
 def trained_alone(request: pytest.FixtureRequest) -> Any:
     """(tx, the first state, the history on one device), and that it is worth a test."""

@@ -28,12 +28,7 @@ from experiments.plasticity_study.store import Record
 from experiments.training.state import TrainState
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.xdist_group(
-        "plasticity_study"
-    ),  # one worker: what all share is run once
-]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def toy(**changes):

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# One worker: what is run for all tests is run once.
-pytestmark = pytest.mark.xdist_group("processes")
 ROOT = Path(__file__).parents[1]
 CONFIG = "experiments/configs/digits_resnet.py:method=granet_st,sparsity=0.9"
 LAST = 19  # one epoch

@@ -23,10 +23,7 @@ from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = [
-    pytest.mark.usefixtures("quick_compilation"),
-    pytest.mark.xdist_group("reproduce"),  # one worker: what all share is run once
-]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def toy_digits(**changes):

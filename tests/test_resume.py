@@ -18,8 +18,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-# One worker: what is run for all tests is run once.
-pytestmark = pytest.mark.xdist_group("resume")
 ROOT = Path(__file__).parents[1]
 CONFIG = "experiments/configs/digits_resnet.py:method=granet,sparsity=0.9"
 KILLS = 10
