@@ -26,6 +26,9 @@ from sparsejax.counts import keep_count as keep_count
 from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
+from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.snip import snip as snip
+from sparsejax.initialization.snip import snip_scores as snip_scores
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
@@ -97,6 +100,7 @@ from sparsejax.transform import sparsify as sparsify
 __version__ = "0.1.0"
 
 __all__ = (
+    "EmptyLayerWarning",
     "Estimate",
     "ForwardFlops",
     "LayerRule",
@@ -171,6 +175,8 @@ __all__ = (
     "set_transform",
     "share_out",
     "snfs_transform",
+    "snip",
+    "snip_scores",
     "soft_threshold",
     "sparsify",
     "sparsity",
