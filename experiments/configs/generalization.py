@@ -1,11 +1,11 @@
 """Pruning before training and generalisation, on a two-layer network.
 
-    python -m experiments.generalization --config=experiments/configs/generalization.py \
-        --workdir=DIR
+    python -m experiments.generalization \
+        --config=experiments/configs/generalization.py --workdir=DIR
 
 The claim of arXiv 2301.00335; its constants were not found, these are our reading.
-Time: 106 s on two CPU cores that other work shared. Result: training loss below 0.001 at
-every density; test accuracy no worse than dense down to 10 % of the weights, and at
+Time: 106 s on two CPU cores that other work shared. Result: training loss below 0.001
+at every density; test accuracy no worse than dense down to 10 % of the weights, and at
 chance at 0.1 %; see `docs/generalization.md`.
 """
 
