@@ -27,6 +27,9 @@ from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.sbp import (
+    rescale_to_edge_of_chaos as rescale_to_edge_of_chaos,
+)
 from sparsejax.initialization.snip import snip as snip
 from sparsejax.initialization.snip import snip_scores as snip_scores
 from sparsejax.masks import PackedMask as PackedMask
@@ -170,6 +173,7 @@ __all__ = (
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "rescale_to_edge_of_chaos",
     "rigl_step_flops",
     "rigl_transform",
     "set_transform",
