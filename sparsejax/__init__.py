@@ -27,6 +27,8 @@ from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.drive import drive as drive
+from sparsejax.initialization.drive import drive_scores as drive_scores
 from sparsejax.initialization.sbp import (
     rescale_to_edge_of_chaos as rescale_to_edge_of_chaos,
 )
@@ -135,6 +137,8 @@ __all__ = (
     "density",
     "density_history",
     "difference",
+    "drive",
+    "drive_scores",
     "drop_count",
     "dsr_transform",
     "empty_layers",
