@@ -27,6 +27,8 @@ from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.grasp import grasp as grasp
+from sparsejax.initialization.grasp import grasp_scores as grasp_scores
 from sparsejax.initialization.snip import snip as snip
 from sparsejax.initialization.snip import snip_scores as snip_scores
 from sparsejax.masks import PackedMask as PackedMask
@@ -143,6 +145,8 @@ __all__ = (
     "gmp_transform",
     "gradient_flow",
     "granet_transform",
+    "grasp",
+    "grasp_scores",
     "inference_flops",
     "init_sparse",
     "init_thresholds",
