@@ -27,6 +27,7 @@ from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.force import force as force
 from sparsejax.initialization.grasp import grasp as grasp
 from sparsejax.initialization.grasp import grasp_scores as grasp_scores
 from sparsejax.initialization.snip import snip as snip
@@ -140,6 +141,7 @@ __all__ = (
     "every",
     "exchange",
     "fold_thresholds",
+    "force",
     "forward_flops",
     "get_masks",
     "gmp_transform",

@@ -70,3 +70,13 @@ def test_refusals_and_warnings(method):
         warnings.simplefilter("error", sj.EmptyLayerWarning)
         with pytest.raises(sj.EmptyLayerWarning, match=r"'a'|'c'"):
             method(loss, PARAMS, BATCHES, None, 0.98)
+
+
+@pytest.mark.parametrize("decay", ["exponential", "linear"])
+@pytest.mark.parametrize("may_return", [True, False])
+def test_force_has_exact_counts_and_is_snip_at_one_round(may_return, decay):
+    options = {"may_return": may_return, "decay": decay}
+    one = sj.force(loss, PARAMS, BATCHES, None, 0.7, rounds=1, **options)
+    assert sj.overlap(one, sj.snip(loss, PARAMS, BATCHES, None, 0.7)) == 1
+    many = sj.force(loss, PARAMS, BATCHES, None, 0.7, rounds=4, **options)
+    assert sj.count_active(many) == sj.keep_count(0.7, 42)
