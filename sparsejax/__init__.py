@@ -29,6 +29,9 @@ from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
 from sparsejax.initialization.drive import drive as drive
 from sparsejax.initialization.drive import drive_scores as drive_scores
+from sparsejax.initialization.force import force as force
+from sparsejax.initialization.grasp import grasp as grasp
+from sparsejax.initialization.grasp import grasp_scores as grasp_scores
 from sparsejax.initialization.sbp import (
     rescale_to_edge_of_chaos as rescale_to_edge_of_chaos,
 )
@@ -145,11 +148,14 @@ __all__ = (
     "every",
     "exchange",
     "fold_thresholds",
+    "force",
     "forward_flops",
     "get_masks",
     "gmp_transform",
     "gradient_flow",
     "granet_transform",
+    "grasp",
+    "grasp_scores",
     "inference_flops",
     "init_sparse",
     "init_thresholds",
