@@ -26,6 +26,8 @@ from sparsejax.counts import keep_count as keep_count
 from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
+from sparsejax.initialization.baselines import magnitude_pruning as magnitude_pruning
+from sparsejax.initialization.baselines import random_pruning as random_pruning
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
 from sparsejax.initialization.drive import drive as drive
 from sparsejax.initialization.drive import drive_scores as drive_scores
@@ -37,6 +39,8 @@ from sparsejax.initialization.sbp import (
 )
 from sparsejax.initialization.snip import snip as snip
 from sparsejax.initialization.snip import snip_scores as snip_scores
+from sparsejax.initialization.synflow import synflow as synflow
+from sparsejax.initialization.synflow import synflow_scores as synflow_scores
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
@@ -168,6 +172,7 @@ __all__ = (
     "layer_rules",
     "linear_prune_rate",
     "linear_sparsity",
+    "magnitude_pruning",
     "mean_with_interval",
     "mest_transform",
     "no_growth",
@@ -178,6 +183,7 @@ __all__ = (
     "prune_once",
     "pruning_plasticity",
     "random_masks",
+    "random_pruning",
     "refill",
     "regenerate",
     "regrow_by_score",
@@ -197,6 +203,8 @@ __all__ = (
     "srigl_transform",
     "static_transform",
     "summary",
+    "synflow",
+    "synflow_scores",
     "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",

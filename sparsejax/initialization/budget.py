@@ -100,7 +100,7 @@ def keep_budget(
 
 
 def keep_best(
-    score: PyTree, masks: PyTree, rules: PyTree, budget: Budget, round_index: int = -1
+    score: PyTree, masks: PyTree, rules: PyTree, budget: Budget, round_index: Any = -1
 ) -> PyTree:
     """Keeps the active weights of highest score, as many as the budget has.
 
@@ -109,7 +109,7 @@ def keep_best(
         masks: The weights to choose among.
         rules: What `sparsejax.layer_rules` gave.
         budget: The numbers to keep.
-        round_index: Which round's.
+        round_index: Which round's; may be traced where the budget is of JAX arrays.
 
     Returns:
         The new masks, a subset of the old.
