@@ -31,7 +31,7 @@ PyTree = Any
 def snip_scores(
     loss_fn: LossFn, params: PyTree, batches: Iterable[Batch], masks: PyTree
 ) -> PyTree:
-    """Scores weights by connection sensitivity, |w dL/dw|.
+    """Scores weights by connection sensitivity, `|w dL/dw|`.
 
     Args:
         loss_fn: A pure function (params, batch) -> scalar, the mean loss of the batch.

@@ -110,7 +110,7 @@ def _refuse_without_flow(sound: Any) -> None:
 def synflow_scores(
     apply_fn: ApplyFn, params: PyTree, inputs: PyTree, masks: PyTree
 ) -> PyTree:
-    """Scores weights by synaptic flow, |theta| |dR / d|theta||.
+    """Scores weights by the synaptic flow through them, the S_j of this module.
 
     Args:
         apply_fn: A pure function (params, inputs) -> outputs, arrays of floats.
