@@ -33,6 +33,21 @@ from sparsejax.freezing.supermask import init_scores as init_scores
 from sparsejax.freezing.supermask import signed_constant as signed_constant
 from sparsejax.freezing.supermask import supermask as supermask
 from sparsejax.freezing.supermask import supermask_params as supermask_params
+from sparsejax.initialization.baselines import magnitude_pruning as magnitude_pruning
+from sparsejax.initialization.baselines import random_pruning as random_pruning
+from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
+from sparsejax.initialization.drive import drive as drive
+from sparsejax.initialization.drive import drive_scores as drive_scores
+from sparsejax.initialization.force import force as force
+from sparsejax.initialization.grasp import grasp as grasp
+from sparsejax.initialization.grasp import grasp_scores as grasp_scores
+from sparsejax.initialization.sbp import (
+    rescale_to_edge_of_chaos as rescale_to_edge_of_chaos,
+)
+from sparsejax.initialization.snip import snip as snip
+from sparsejax.initialization.snip import snip_scores as snip_scores
+from sparsejax.initialization.synflow import synflow as synflow
+from sparsejax.initialization.synflow import synflow_scores as synflow_scores
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
@@ -111,6 +126,7 @@ from sparsejax.transform import sparsify as sparsify
 __version__ = "0.1.0"
 
 __all__ = (
+    "EmptyLayerWarning",
     "Estimate",
     "ForwardFlops",
     "FreezeState",
@@ -146,18 +162,23 @@ __all__ = (
     "density",
     "density_history",
     "difference",
+    "drive",
+    "drive_scores",
     "drop_count",
     "dsr_transform",
     "empty_layers",
     "every",
     "exchange",
     "fold_thresholds",
+    "force",
     "forward_flops",
     "freeze_transform",
     "get_masks",
     "gmp_transform",
     "gradient_flow",
     "granet_transform",
+    "grasp",
+    "grasp_scores",
     "inference_flops",
     "init_scores",
     "init_sparse",
@@ -173,6 +194,7 @@ __all__ = (
     "linear_sparsity",
     "lottery_counts",
     "lottery_ticket",
+    "magnitude_pruning",
     "mean_with_interval",
     "mest_transform",
     "no_growth",
@@ -184,11 +206,13 @@ __all__ = (
     "prune_once",
     "pruning_plasticity",
     "random_masks",
+    "random_pruning",
     "refill",
     "regenerate",
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "rescale_to_edge_of_chaos",
     "restore_frozen",
     "rigl_step_flops",
     "rigl_transform",
@@ -197,6 +221,8 @@ __all__ = (
     "shuffle_masks",
     "signed_constant",
     "snfs_transform",
+    "snip",
+    "snip_scores",
     "soft_threshold",
     "sparsify",
     "sparsity",
@@ -205,6 +231,8 @@ __all__ = (
     "summary",
     "supermask",
     "supermask_params",
+    "synflow",
+    "synflow_scores",
     "threshold_masks",
     "top_k_mask",
     "top_k_per_neuron",

@@ -1,0 +1,1 @@
+"""Pruning at random and generalisation: a two-layer network on signal and noise."""
