@@ -69,8 +69,8 @@ def lottery_ticket(
         scope: "global" ranks all layers together, "layer" each by itself.
 
     Returns:
-        (params, masks) of the next round: `start` with exact zeros where a mask is
-        False, and masks that are a subset of the old.
+        The params and the masks of the next round, that is `start` with exact zeros
+        where a mask is False, and a subset of the old masks.
 
     Raises:
         ValueError: If not exactly one of `fraction` and `keep` is given, one is out of

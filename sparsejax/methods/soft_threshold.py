@@ -144,7 +144,7 @@ def fold_thresholds(params: PyTree, thresholds: PyTree) -> tuple[PyTree, PyTree]
         thresholds: s, as they were trained.
 
     Returns:
-        (params, masks): what the network ran on, and masks to keep it sparse, as in
+        The params that the network ran on, and masks to keep it sparse, as in
         `sparsejax.static_transform(inner, masks=masks)`.
 
     Raises:
