@@ -29,8 +29,8 @@ _LOOKS = {
     RANDOM_WEIGHTS: Look("#7f7f7f", "X"),
     SHUFFLED_MASKS: Look("#000000", "*"),
 }
-_TICKS = (10, 20, 50, 70, 80, 90, 95, 97, 98, 99, 99.5)
-_LEAST_ERROR = 0.05  # in percent, where a logarithm of the error must stop
+_TICKS = (10, 50, 70, 80, 90, 95, 97, 98, 99, 99.5)
+_LEAST_ERROR = 0.2  # in percent, where a logarithm of the error must stop
 
 
 def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
@@ -58,14 +58,13 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
             line = sorted((r for r in sparse if r.form == form), key=lambda r: r[1])
             mean = np.array([100 - row.accuracy.mean for row in line])
             reach = np.array([row.accuracy.reach for row in line])
-            error = np.maximum(mean, _LEAST_ERROR)
-            low = np.clip(mean - reach, _LEAST_ERROR, 100)
-            high = np.clip(mean + reach, _LEAST_ERROR, 100)
+            ends = [np.clip(mean + sign * reach, _LEAST_ERROR, 100) for sign in (-1, 1)]
+            error = np.clip(mean, *ends)
             color, marker = _LOOKS.get(form) or next(rewinds)
             axes.errorbar(
                 np.arange(len(line)) + shift,
                 error,
-                yerr=[error - low, high - error],
+                yerr=np.abs(ends - error),
                 color=color,
                 marker=marker,
                 markersize=7,
@@ -76,9 +75,11 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
                 label=label_of(form),
             )
         axes.set_yscale("log")
-        axes.invert_yaxis()
-        low_end, high_end = axes.get_ylim()
-        shown = [100 - tick for tick in _TICKS if high_end <= 100 - tick <= low_end]
+        # A wide interval may reach beyond 100 %: it is cut off.
+        best = min(100 - row.accuracy.mean for row in rows)
+        lowest = max(0.5 * best, _LEAST_ERROR)
+        axes.set_ylim(110, lowest)
+        shown = [100 - tick for tick in _TICKS if lowest <= 100 - tick]
         axes.set_yticks(shown)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda e, _: f"{100 - e:g}"))
