@@ -35,8 +35,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-    """Gives the configuration.
+def training_config() -> ConfigDict:
+    """Gives the part that says how networks are trained, for any study of the digits.
 
     Returns:
         The fields, each explained where it is set.
@@ -73,6 +73,19 @@ def get_config() -> ConfigDict:
     config.decay_batch_norm = True
     config.label_smoothing = 0.0
 
+    # How it is run: images evaluated at once.
+    config.eval_batch_size = 512
+    return config
+
+
+def get_config() -> ConfigDict:
+    """Gives the configuration.
+
+    Returns:
+        The fields, each explained where it is set.
+    """
+    config = training_config()
+
     # Each is pruned after these epochs, in every combination of what follows, and
     # trained on for so many epochs, under the schedule and at fixed learning rates.
     config.prune_at_epochs = (2, 14, 22, 30)
@@ -86,7 +99,6 @@ def get_config() -> ConfigDict:
     # run, and is what it is at the epoch of pruning.
     config.exchange_rate = 0.5
 
-    # How it is run: networks trained side by side, and images evaluated at once.
+    # How it is run: networks trained side by side.
     config.replicas_at_once = 35
-    config.eval_batch_size = 512
     return config

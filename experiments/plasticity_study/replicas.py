@@ -199,3 +199,20 @@ def pick(tree: PyTree, places: int | Sequence[int]) -> PyTree:
 @jax.jit
 def _pick(tree: PyTree, places: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[places], tree)
+
+
+def count_weights(states: TrainState) -> tuple[np.ndarray, int, np.ndarray]:
+    """Counts what the masks of networks leave.
+
+    Args:
+        states: Networks on the first axis.
+
+    Returns:
+        Active weights of each, int[n]; prunable weights of one; layers of each that
+        have no active weight, int[n].
+    """
+    masks = sj.get_masks(states.opt_state)
+    layers = jax.vmap(lambda masks: sj.count_active(masks, "layer"))(masks)
+    each = np.stack([np.asarray(count) for count in jax.tree.leaves(layers)])
+    prunable = sum(mask[0].size for mask in jax.tree.leaves(masks))
+    return each.sum(axis=0), prunable, (each == 0).sum(axis=0)

@@ -262,23 +262,37 @@ def write_results(
         "config": config,
         "environment": describe_environment(),
         "wall_seconds": round(wall_seconds, 1),
-        "summary": [_plain(row) for row in summarise(records)],
+        "summary": [plain(row) for row in summarise(records)],
         "columns": Record._fields,
         "rows": [list(record) for record in records],
     }
-    write_atomically(workdir / "results.json", _lines(content))
+    write_atomically(workdir / "results.json", json_lines(content))
     write_atomically(workdir / "results.md", report(records, title))
 
 
-def _plain(value: Any) -> Any:
-    """Makes dictionaries of a row and rounds it to a ten-thousandth of a point."""
+def plain(value: Any) -> Any:
+    """Makes dictionaries of a row and rounds it to a ten-thousandth of a point.
+
+    Args:
+        value: A NamedTuple, or what one holds.
+
+    Returns:
+        What JSON has words for.
+    """
     if hasattr(value, "_asdict"):
-        return {name: _plain(inner) for name, inner in value._asdict().items()}
+        return {name: plain(inner) for name, inner in value._asdict().items()}
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """JSON with a line for each entry of a long list."""
+def json_lines(content: Mapping[str, Any]) -> str:
+    """Writes JSON with a line for each entry of a long list.
+
+    Args:
+        content: The long ones of its lists are called "summary" and "rows".
+
+    Returns:
+        JSON.
+    """
 
     def value(name: str, inner: Any) -> str:
         if name not in ("summary", "rows"):

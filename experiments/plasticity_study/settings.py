@@ -1,7 +1,7 @@
 """What is done to a checkpoint, and which configurations can be run."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,6 +16,8 @@ from sparsejax.checks import SCOPES
 REGENERATIONS = ("none", "as_many", "exchange")
 # The learning rate of continuing that is no fixed one: what the run itself has there.
 SCHEDULE = "schedule"
+
+Condition = tuple[str, bool, str]  # field, whether it is fine, what is allowed
 
 
 class Setting(NamedTuple):
@@ -74,41 +76,74 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         ValueError: If a field is out of range; the message says which.
     """
-    for field, is_fine, allowed in _conditions(config):
+    refuse_unless(config, itertools.chain(training_conditions(config), _own(config)))
+
+
+def refuse_unless(config: ConfigDict, conditions: Iterable[Condition]) -> None:
+    """Refuses a configuration that fails a condition.
+
+    Args:
+        config: The configuration.
+        conditions: What must hold, checked in this order.
+
+    Raises:
+        ValueError: At the first that does not hold.
+    """
+    for field, is_fine, allowed in conditions:
         if not is_fine:
             raise ValueError(
                 f"config.{field} must be {allowed}; got {config[field]!r}."
             )
 
 
-def _distinct(values: Sequence[Any]) -> bool:
+def distinct(values: Sequence[Any]) -> bool:
+    """Tells whether there are values, all different.
+
+    Args:
+        values: The values.
+
+    Returns:
+        Whether it is so.
+    """
     return len(set(values)) == len(values) > 0
 
 
-def _conditions(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
+def training_conditions(config: ConfigDict) -> Iterator[Condition]:
+    """Lists what must hold of the fields that say how networks are trained.
+
+    Args:
+        config: As `experiments.configs.plasticity_digits.training_config` makes it.
+
+    Yields:
+        The conditions.
+    """
     models = ("digits_cnn", *MODELS)
     yield "model", config.model in models, f"one of {', '.join(models)}"
     yield "augment", config.augment in ("cifar", "none"), '"cifar" or "none"'
     yield "schedule", config.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
-    for field in ("epochs", "batch_size", "continue_epochs", "eval_batch_size"):
+    for field in ("epochs", "batch_size", "eval_batch_size"):
         yield field, config[field] >= 1, "at least 1"
-    yield "replicas_at_once", config.replicas_at_once >= 1, "at least 1"
     yield (
         "seeds",
-        _distinct(config.seeds)
+        distinct(config.seeds)
         and len(config.seeds) > 1
         and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
         "two or more different integers in [0, 2^31), or there is no interval",
     )
+
+
+def _own(config: ConfigDict) -> Iterator[Condition]:
+    for field in ("continue_epochs", "replicas_at_once"):
+        yield field, config[field] >= 1, "at least 1"
     yield (
         "prune_at_epochs",
-        _distinct(config.prune_at_epochs)
+        distinct(config.prune_at_epochs)
         and all(0 <= epoch <= config.epochs for epoch in config.prune_at_epochs),
         f"different epochs of the run, in [0, {config.epochs}]",
     )
     yield (
         "rates",
-        _distinct(config.rates) and all(0 < rate < 1 for rate in config.rates),
+        distinct(config.rates) and all(0 < rate < 1 for rate in config.rates),
         "different numbers in (0, 1)",
     )
     for field, names in (
@@ -117,7 +152,7 @@ def _conditions(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
         ("regenerations", REGENERATIONS),
     ):
         values = config[field]
-        is_fine = _distinct(values) and set(values) <= set(names)
+        is_fine = distinct(values) and set(values) <= set(names)
         yield field, is_fine, f"different names out of {', '.join(names)}"
     yield (
         "regenerations",

@@ -81,17 +81,7 @@ class Store:
         """
         self._checkpoints = workdir / "checkpoints"
         self._parts = workdir / "parts"
-        text = json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
-        saved = workdir / "config.json"
-        if saved.exists():
-            differences = _differences(json.loads(saved.read_text()), json.loads(text))
-            if differences:
-                raise ValueError(
-                    f"workdir holds another study, {workdir}: {'; '.join(differences)}"
-                    "; use another workdir, or the same config."
-                )
-        else:
-            write_atomically(saved, text)
+        claim_folder(workdir, config)
         for folder in (self._checkpoints, self._parts):
             folder.mkdir(exist_ok=True)
 
@@ -179,6 +169,29 @@ class Store:
         content = self._checkpoint_file(seed, epoch).read_bytes()
         restored: TrainState = flax.serialization.from_bytes(like, content)
         return restored
+
+
+def claim_folder(workdir: Path, config: ConfigDict) -> None:
+    """Writes down what is studied in a folder, or checks that it is the same.
+
+    Args:
+        workdir: A folder that can be written to.
+        config: The study's configuration.
+
+    Raises:
+        ValueError: If the folder holds another study; says what differs.
+    """
+    text = json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+    saved = workdir / "config.json"
+    if not saved.exists():
+        write_atomically(saved, text)
+        return
+    differences = _differences(json.loads(saved.read_text()), json.loads(text))
+    if differences:
+        raise ValueError(
+            f"workdir holds another study, {workdir}: {'; '.join(differences)}"
+            "; use another workdir, or the same config."
+        )
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from experiments.plasticity_study.prune import new_topology
 from experiments.plasticity_study.replicas import (
     Programs,
     concatenate,
+    count_weights,
     make_programs,
     pick,
     stack,
@@ -192,7 +193,7 @@ def _continue_from(
         started = time.perf_counter()
         states = _prune(bench, dense, grads, chunk, exchange_rate)
         straight_after = programs.accuracy(states)
-        active, prunable, empty = _counts(states)
+        active, prunable, empty = count_weights(states)
         continued: dict[bytes, np.ndarray] = {}  # by the learning rates' bits
         for label in labels:
             if not any((label, seed, setting) in waiting for setting, seed in chunk):
@@ -266,15 +267,6 @@ def _exchange_rate(config: ConfigDict, problem: Problem, epoch: int) -> float:
     total = len(problem.learning_rates)
     rate = sj.cosine_prune_rate(config.exchange_rate, total, _FINAL_EXCHANGE_RATE)
     return float(rate(epoch * problem.epoch_steps))
-
-
-def _counts(states: TrainState) -> tuple[np.ndarray, int, np.ndarray]:
-    """Active weights, prunable weights, and layers without an active weight."""
-    masks = sj.get_masks(states.opt_state)
-    layers = jax.vmap(lambda masks: sj.count_active(masks, "layer"))(masks)
-    each = np.stack([np.asarray(count) for count in jax.tree.leaves(layers)])
-    prunable = sum(mask[0].size for mask in jax.tree.leaves(masks))
-    return each.sum(axis=0), prunable, (each == 0).sum(axis=0)
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

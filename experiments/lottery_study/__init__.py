@@ -1,0 +1,1 @@
+"""Lottery tickets: rounds of pruning, in every form, with controls."""
