@@ -32,6 +32,8 @@ def images_per_second(options: argparse.Namespace, method: str) -> float:
     config.data_dir = options.data_dir
     config.dtype = options.dtype
     config.batch_size = options.batch_size
+    if options.validation_examples is not None:
+        config.validation_examples = options.validation_examples
     config.total_steps = options.steps
     config.log_every_steps = options.log_every
     config.steps_per_call = options.steps_per_call
@@ -62,6 +64,9 @@ def main() -> None:
     parser.add_argument("--log_every", type=int, default=500, help="steps; and timed")
     parser.add_argument("--steps_per_call", type=int, default=50, help="1 on a CPU")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each")
+    parser.add_argument(
+        "--validation_examples", type=int, help="fewer than 5000 for a CPU's sake"
+    )
     options = parser.parse_args()
     print(f"{options.config}, batch {options.batch_size}, {options.dtype}; {machine()}")
     speeds: dict[str, list[float]] = {"dense": [], options.method: []}
