@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments.command_line import run_study
+from experiments.comparison import before_training
 from experiments.comparison import replicas as rep
 from experiments.comparison.figures import plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
@@ -24,19 +25,18 @@ from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
     Run,
-    table,
+    report,
     write_results,
 )
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.record.flops import changes, run_flops
 from experiments.record.progress import Progress
-from experiments.training.sparse import (
-    LABELS,
-    NEED_SPARSITY,
-    decayed_leaves,
-    is_at_sparsity,
-)
+from experiments.training.sparse import LABELS as TRAINING_LABELS
+from experiments.training.sparse import NEED_SPARSITY, decayed_leaves, is_at_sparsity
+
+# All methods: those of the other experiments, and those that prune before training.
+LABELS = TRAINING_LABELS | before_training.LABELS
 
 
 def check_config(config: ConfigDict) -> None:
@@ -88,6 +88,7 @@ def check_config(config: ConfigDict) -> None:
         1 <= config.update_interval_steps < total_steps,
         f"in [1, {total_steps}), {total_steps} being the steps of the run",
     )
+    need("initialization_rounds", config.initialization_rounds >= 1, "at least 1")
     need("learning_rate", config.learning_rate > 0, "above 0")
     need("momentum", 0 <= config.momentum < 1, "in [0, 1)")
     need("weight_decay", config.weight_decay >= 0, "at least 0")
@@ -133,7 +134,7 @@ def train_method(
     """Trains and tests a method at every sparsity with every seed, side by side.
 
     Args:
-        name: A key of `experiments.training.sparse.LABELS`.
+        name: A key of `LABELS`.
         data: The data.
         config: As in `experiments/configs/digits.py`.
         pairs: The (sparsity, seed) of each run; None for all of the configuration.
@@ -166,22 +167,31 @@ def _train_side_by_side(
 ) -> tuple[list[Run], list[DensityHistory]]:
     """Trains runs on one vmapped axis; of one sparsity, where the method needs it."""
     model = DigitsCNN(CLASSES)
+    rule = before_training.trained_as(name)
     steps_per_epoch = len(data.train.labels) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
     learning_rate = optax.cosine_decay_schedule(config.learning_rate, total_steps)
     inner = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=decayed_leaves(name)),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed_leaves(rule)),
         optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
     )
     known = pairs[0][0] if name in NEED_SPARSITY else None
-    transform = make_transform(name, inner, config, total_steps, known)
+    transform = make_transform(rule, inner, config, total_steps, known)
 
     runs = []
     for sparsity, seed in pairs:
         params = rep.first_params(model, seed, data.train.images)
-        start = first_sparsity(name, sparsity, config)
+        start = first_sparsity(rule, sparsity, config)
         replica = rep.make_replica(seed, sparsity, start, params, config.distribution)
         runs.append((replica, params))
+    if name in before_training.LABELS:
+        found = before_training.masks_before_training(
+            name, model, [params for _, params in runs], pairs, data.train, config
+        )
+        runs = [
+            (replica._replace(masks=masks), params)
+            for (replica, params), masks in zip(runs, found)
+        ]
     replicas, state = rep.stack_replicas(transform, runs)
     train_epoch = rep.compile_epoch(model, transform)
 
@@ -205,7 +215,7 @@ def _train_side_by_side(
             history.append(jax.tree.map(np.asarray, rep.by_path(counts)))
             validation = rep.accuracy(model, state.params, *data.validation)
             active_now = sum(counts[:, -1] for counts in history[-1].values())
-            is_sparse = is_at_sparsity(name, wanted, 1 - active_now / prunable)
+            is_sparse = is_at_sparsity(rule, wanted, 1 - active_now / prunable)
             if best.observe(np.asarray(validation), is_sparse):
                 best.note(np.asarray(rep.accuracy(model, state.params, *data.test)))
             progress.update(epoch + 1)
@@ -229,7 +239,7 @@ def _train_side_by_side(
             for t in range(total_steps + 1)
         ]
         flops = run_flops(
-            name,
+            rule,
             forward,
             changes(range(total_steps + 1), densities),
             total_steps,
@@ -251,6 +261,7 @@ def _train_side_by_side(
             dense_forward_flops=flops.dense_forward,
             inference_flops=flops.inference,
             training_flops=flops.training,
+            empty_layers=sum(not active[path][i, -1] for path in sizes),
         )
 
     def density_at(sparsity: float) -> DensityHistory:
@@ -291,7 +302,7 @@ def compare(config: ConfigDict, workdir: Path) -> None:
     write_results(workdir, title, config.to_dict(), results)
     plot_accuracy(results, workdir / "accuracy.png")
     plot_density(results, workdir / "density.png")
-    print(f"\n{title}\n\n{table(results)}\n")
+    print(f"\n{report(title, results)}")
     print(f"{time.perf_counter() - started:.0f} s.")
 
 

@@ -1,5 +1,6 @@
 """The digits comparison, end to end and piece by piece."""
 
+import itertools
 import json
 import os
 import re
@@ -15,15 +16,24 @@ import pytest
 
 import sparsejax as sj
 from experiments.comparison import replicas as rep
+from experiments.comparison.before_training import LABELS as BEFORE_TRAINING
+from experiments.comparison.before_training import masks_before_training
 from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
-from experiments.comparison.results import DensityHistory, MethodResult, Run, table
+from experiments.comparison.results import (
+    DensityHistory,
+    MethodResult,
+    Run,
+    empty_layers_table,
+    table,
+)
+from experiments.configs import digits_before_during_after
 from experiments.configs.digits import get_config
-from experiments.digits import check_config
+from experiments.digits import LABELS, check_config, load_data, train_method
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
-from experiments.training.sparse import LABELS
+from experiments.training.sparse import LABELS as TRAINING_LABELS
 
 ROOT = Path(__file__).parent.parent
 SPARSITIES, SEEDS = (0.9, 0.98), (0, 3)
@@ -226,9 +236,11 @@ def test_matmul_conv_refuses_what_it_does_not_do():
 
 
 def some_results():
-    def run(sparsity, seed, test):
+    def run(sparsity, seed, test, empty=0):
         counts = (100, 100, 100, sparsity)
-        return Run(sparsity, seed, 0.5, test, *counts, [0.5], 1, test, 1000, 0.1, 0.2)
+        return Run(
+            sparsity, seed, 0.5, test, *counts, [0.5], 1, test, 1000, 0.1, 0.2, empty
+        )
 
     def result(name, *runs):
         history = [DensityHistory(s, [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)]
@@ -237,7 +249,9 @@ def some_results():
     return [
         # No error at all, where its logarithm has no value.
         result("dense", run(0.0, 0, 1.0), run(0.0, 1, 1.0)),
-        result("set", *(run(s, i, s - 0.1 * i) for s in (0.9, 0.95) for i in (0, 1))),
+        result(
+            "set", *(run(s, i, s - 0.1 * i, 3 * i) for s in (0.9, 0.95) for i in (0, 1))
+        ),
     ]
 
 
@@ -248,6 +262,14 @@ def test_table():
         "| Dense  | 100.0 ± 0.0 (0.00) |                    |                    |\n"
         "| SET    |                    | 85.0 ± 7.1 (90.00) | 90.0 ± 7.1 (95.00) |"
     )
+
+
+def test_table_of_empty_layers():
+    assert empty_layers_table(some_results()).splitlines()[2:] == [
+        "| SET    | 90 %     | 1.5                  | 1 of 2        |",
+        "| SET    | 95 %     | 1.5                  | 1 of 2        |",
+    ]
+    assert empty_layers_table(some_results()[:1]) == ""
 
 
 def test_figures_of_any_results(tmp_path):
@@ -262,7 +284,7 @@ def test_figures_of_any_results(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("methods", ("dense", "snip")),
+        ("methods", ("dense", "unknown")),
         ("methods", ()),
         ("sparsities", (0.9, 1.0)),
         ("seeds", (1,)),
@@ -275,6 +297,7 @@ def test_figures_of_any_results(tmp_path):
         ("momentum", 1.0),
         ("weight_decay", -1.0),
         ("update_interval_steps", 10_000),
+        ("initialization_rounds", 0),
         ("pruning_share", 1.0),
         ("distribution", "random"),
         ("granet_st_initial_sparsity", 0.95),
@@ -286,6 +309,63 @@ def test_config_is_checked(field, value):
     config[field] = value
     with pytest.raises(ValueError, match=rf"config\.{field} must be .*; got "):
         check_config(config)
+
+
+def test_config_of_before_and_during_can_be_run():
+    check_config(digits_before_during_after.get_config())
+
+
+@pytest.fixture(scope="module")
+def few_steps():
+    """A short configuration, and two runs of it: one of few weights, one of hardly any.
+
+    Returns:
+        (configuration, (sparsity, seed) pairs).
+    """
+    config = get_config()
+    config.epochs, config.batch_size, config.update_interval_steps = 2, 449, 2
+    config.initialization_rounds = 2
+    return config, [(0.9, SEEDS[0]), (0.999, SEEDS[1])]
+
+
+@pytest.fixture(scope="module")
+def first_masks(few_steps, quick_compilation):
+    """The masks of the two runs, for each method that prunes before training."""
+    config, pairs = few_steps
+    model, train = DigitsCNN(), load_data(config).train
+    params = [rep.first_params(model, seed, train.images) for _, seed in pairs]
+    return {
+        name: masks_before_training(name, model, params, pairs, train, config)
+        for name in BEFORE_TRAINING
+    }
+
+
+def test_masks_before_training_are_of_exact_sparsity_and_differ(first_masks):
+    assert not BEFORE_TRAINING.keys() & TRAINING_LABELS.keys()
+    for masks in first_masks.values():
+        counts = [int(sj.count_active(each)) for each in masks]
+        assert counts == [round(0.1 * PRUNABLE), round(0.001 * PRUNABLE)]
+    flat = {
+        name: np.concatenate([mask.ravel() for mask in jax.tree.leaves(masks)])
+        for name, masks in first_masks.items()
+    }
+    for name, other in itertools.combinations(flat, 2):
+        assert (flat[name] != flat[other]).any()
+
+
+def test_pruned_before_training_is_trained_under_its_masks(few_steps, first_masks):
+    config, pairs = few_steps
+    result = train_method("snip", load_data(config), config, pairs)
+    for masks, (sparsity, _), run, history in zip(
+        first_masks["snip"], pairs, result.runs, result.density
+    ):
+        densities = sj.layer_densities(masks)
+        assert run.empty_layers == sum(each == 0 for each in densities.values())
+        assert run.nonzero == run.active == round((1 - sparsity) * PRUNABLE)
+        assert history.layers.keys() == densities.keys()
+        for path, density in densities.items():
+            np.testing.assert_allclose(history.layers[path], float(density))
+    assert result.runs[0].empty_layers == 0 < result.runs[1].empty_layers
 
 
 def test_prune_rates_are_checked():

@@ -43,6 +43,12 @@ LOOKS: Mapping[str, Look] = {
     "granet_uniform": Look("#D55E00", "8"),
     "granet": Look("#D55E00", "o"),
     "granet_st": Look("#0072B2", "X"),
+    "snip": Look("#0072B2", "s"),
+    "grasp": Look("#CC79A7", "d"),
+    "synflow": Look("#E69F00", "h"),
+    "iter_snip": Look("#0072B2", "<"),
+    "force": Look("#0072B2", "P"),
+    "drive": Look("#F0E442", "p"),
 }
 
 STYLE: Any = {

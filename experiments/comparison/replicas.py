@@ -155,6 +155,24 @@ def batch_order(
     return used.reshape(len(seeds), steps, batch_size)
 
 
+def mean_loss(model: nn.Module) -> Callable[[PyTree, Any, Any], jax.Array]:
+    """Makes the loss of a model.
+
+    Args:
+        model: Maps images to logits.
+
+    Returns:
+        A function (params, images, labels) -> the mean cross-entropy.
+    """
+
+    def loss(params: PyTree, images: Any, labels: Any) -> jax.Array:
+        logits: Any = model.apply(params, images)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(each)
+
+    return loss
+
+
 def compile_epoch(model: nn.Module, make_transform: MakeTransform) -> TrainEpoch:
     """Makes the function that trains many replicas for an epoch.
 
@@ -167,11 +185,7 @@ def compile_epoch(model: nn.Module, make_transform: MakeTransform) -> TrainEpoch
         at its first call; it reuses the memory of the state it is given. The counts are
         the active weights of each layer after each step, int32[replicas, steps].
     """
-
-    def loss(params: PyTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits: Any = model.apply(params, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(each)
+    loss = mean_loss(model)
 
     def train_epoch(
         replica: Replica,

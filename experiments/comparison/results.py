@@ -32,7 +32,9 @@ class Run:
         best_test_accuracy: After that epoch; NaN for none.
         dense_forward_flops: FLOPs of the dense network for one image.
         inference_flops: Those of the trained network, as a fraction of that.
-        training_flops: Those of the run, as a fraction of dense training's.
+        training_flops: Those of the run, as a fraction of dense training's; what it
+            takes to find masks before training is not counted.
+        empty_layers: Layers without any active weight at the end.
     """
 
     sparsity: float
@@ -49,6 +51,7 @@ class Run:
     dense_forward_flops: int
     inference_flops: float
     training_flops: float
+    empty_layers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +135,40 @@ def table(results: Sequence[MethodResult]) -> str:
     return markdown_table(rows)
 
 
+def empty_layers_table(results: Sequence[MethodResult]) -> str:
+    """Sets the mean numbers of empty layers as a Markdown table.
+
+    Args:
+        results: One a method.
+
+    Returns:
+        A row for each method and sparsity that left any; "" where none did.
+    """
+    rows = [["Method", "Sparsity", "Empty layers, a mean", "Runs with any"]]
+    for result in results:
+        for sparsity in sorted({run.sparsity for run in result.runs}):
+            counts = [run.empty_layers for run in result.runs_at(sparsity)]
+            if any(counts):
+                mean = f"{statistics.mean(counts):.1f}"
+                share = f"{sum(map(bool, counts))} of {len(counts)}"
+                rows.append([result.label, f"{100 * sparsity:g} %", mean, share])
+    return markdown_table(rows) if len(rows) > 1 else ""
+
+
+def report(title: str, results: Sequence[MethodResult]) -> str:
+    """Sets the tables under their title.
+
+    Args:
+        title: What the first table shows, a sentence.
+        results: One a method.
+
+    Returns:
+        Markdown.
+    """
+    parts = [title, table(results), empty_layers_table(results)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
 def write_results(
     workdir: Path,
     title: str,
@@ -152,4 +189,4 @@ def write_results(
         "methods": [dataclasses.asdict(result) for result in results],
     }
     write_atomically(workdir / "results.json", json.dumps(everything, indent=1) + "\n")
-    write_atomically(workdir / "results.md", f"{title}\n\n{table(results)}\n")
+    write_atomically(workdir / "results.md", report(title, results))

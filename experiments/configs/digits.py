@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     """
     config = ConfigDict()
 
-    # What is compared: names in `experiments.training.sparse`, final sparsities of
+    # What is compared: keys of `experiments.digits.LABELS`, final sparsities of
     # all but dense, and the seeds that each pair of the two is repeated with. A seed
     # decides first weights, first masks, order of examples and random growth.
     config.methods = ("dense", "static", "set", "rigl", "gmp", "granet", "granet_st")
@@ -76,6 +76,9 @@ def get_config() -> ConfigDict:
     # The part of the run after which GMP and GraNet are at their final sparsity. RigL
     # stops exchanging at 75 % of the run, SET and GraNet go on, as in their papers.
     config.pruning_share = 0.5
+    # Rounds of the methods that prune before training, but for SNIP and GraSP, which
+    # prune once. A round of all but SynFlow is a pass over the training examples.
+    config.initialization_rounds = 20
     config.update(method_fields())
     config.output_layer = "output"
     return config
