@@ -33,6 +33,10 @@ from sparsejax.freezing.supermask import init_scores as init_scores
 from sparsejax.freezing.supermask import signed_constant as signed_constant
 from sparsejax.freezing.supermask import supermask as supermask
 from sparsejax.freezing.supermask import supermask_params as supermask_params
+from sparsejax.initialization.auto_s import auto_s as auto_s
+from sparsejax.initialization.auto_s import auto_s_features as auto_s_features
+from sparsejax.initialization.auto_s import auto_s_labels as auto_s_labels
+from sparsejax.initialization.auto_s import auto_s_scores as auto_s_scores
 from sparsejax.initialization.baselines import magnitude_pruning as magnitude_pruning
 from sparsejax.initialization.baselines import random_pruning as random_pruning
 from sparsejax.initialization.collapse import EmptyLayerWarning as EmptyLayerWarning
@@ -148,6 +152,10 @@ __all__ = (
     "activation_penalty",
     "active_counts",
     "apply_masks",
+    "auto_s",
+    "auto_s_features",
+    "auto_s_labels",
+    "auto_s_scores",
     "binary_gate",
     "churn",
     "consensus",

@@ -30,6 +30,7 @@ def loss(params, batch):
 
 
 METHODS = {
+    "auto_s": functools.partial(sj.auto_s, score_fn=lambda f: f[0] * f[1]),
     "drive": functools.partial(sj.drive, rounds=2),
     "force": functools.partial(sj.force, rounds=2),
     "grasp": sj.grasp,
