@@ -6,7 +6,7 @@ The config file says what the comparison is, and what comes out.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +28,12 @@ from experiments.comparison.results import (
     report,
     write_results,
 )
+from experiments.conditions import (
+    Condition,
+    distinct,
+    refuse_unless,
+    seeds_condition,
+)
 from experiments.input.digits import CLASSES, Split, load_split
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.record.flops import changes, run_flops
@@ -48,65 +54,52 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         ValueError: If a field is out of range; the message says which.
     """
+    refuse_unless(config, _conditions(config))
 
-    def need(field: str, is_fine: bool, allowed: str) -> None:
-        if not is_fine:
-            value = config
-            for name in field.split("."):
-                value = value[name]
-            raise ValueError(f"config.{field} must be {allowed}; got {value!r}.")
 
-    def distinct(values: Sequence[object]) -> bool:
-        return len(set(values)) == len(values) > 0
-
-    need(
+def _conditions(config: ConfigDict) -> Iterator[Condition]:
+    yield (
         "methods",
         distinct(config.methods) and set(config.methods) <= set(LABELS),
         f"different names out of {', '.join(LABELS)}",
     )
-    need(
+    yield (
         "sparsities",
         distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
         "different numbers in (0, 1)",
     )
-    need(
-        "seeds",
-        distinct(config.seeds)
-        and len(config.seeds) > 1
-        and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
-        "two or more different integers in [0, 2^31), or there is no deviation",
-    )
-    need("split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)")
+    yield seeds_condition(config, "deviation")
+    yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
     for field in ("validation_share", "test_share"):
-        need(field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]")
+        yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
     train = len(load_data(config).train.labels)
-    need("batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]")
-    need("epochs", config.epochs >= 1, "at least 1")
+    yield "batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]"
+    yield "epochs", config.epochs >= 1, "at least 1"
     total_steps = config.epochs * (train // config.batch_size)
-    need(
+    yield (
         "update_interval_steps",
         1 <= config.update_interval_steps < total_steps,
         f"in [1, {total_steps}), {total_steps} being the steps of the run",
     )
-    need("initialization_rounds", config.initialization_rounds >= 1, "at least 1")
-    need("learning_rate", config.learning_rate > 0, "above 0")
-    need("momentum", 0 <= config.momentum < 1, "in [0, 1)")
-    need("weight_decay", config.weight_decay >= 0, "at least 0")
+    yield "initialization_rounds", config.initialization_rounds >= 1, "at least 1"
+    yield "learning_rate", config.learning_rate > 0, "above 0"
+    yield "momentum", 0 <= config.momentum < 1, "in [0, 1)"
+    yield "weight_decay", config.weight_decay >= 0, "at least 0"
     end_step = round(config.pruning_share * total_steps)
-    need(
+    yield (
         "pruning_share",
         1 <= end_step < total_steps,
         f"such that gradual pruning ends at a step in [1, {total_steps})",
     )
-    need(
+    yield (
         "distribution",
         config.distribution in ("erk", "er", "uniform"),
         '"erk", "er" or "uniform"',
     )
     for method in config.prune_rate:
         rate = config.prune_rate[method]
-        need(f"prune_rate.{method}", 0 < rate < 1, "in (0, 1)")
-    need(
+        yield f"prune_rate.{method}", 0 < rate < 1, "in (0, 1)"
+    yield (
         "granet_st_initial_sparsity",
         0 <= config.granet_st_initial_sparsity <= min(config.sparsities),
         "in [0, 1), and not above the sparsities to end at",

@@ -1,9 +1,15 @@
 """Which configurations can be run."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
+
+from experiments.conditions import (
+    Condition,
+    distinct,
+    refuse_unless,
+    seeds_condition,
+)
 
 
 def check_config(config: ConfigDict) -> None:
@@ -15,18 +21,10 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         ValueError: If a field is out of range; the message says which.
     """
-    for field, is_fine, allowed in _conditions(config):
-        if not is_fine:
-            raise ValueError(
-                f"config.{field} must be {allowed}; got {config[field]!r}."
-            )
+    refuse_unless(config, _conditions(config))
 
 
-def _distinct(values: Sequence[Any]) -> bool:
-    return len(set(values)) == len(values) > 0
-
-
-def _conditions(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
+def _conditions(config: ConfigDict) -> Iterator[Condition]:
     yield "classes", config.classes >= 2, "at least 2"
     yield "width", config.width >= 1, "at least 1"
     yield "steps", config.steps >= 1, "at least 1"
@@ -47,20 +45,14 @@ def _conditions(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
         )
     yield (
         "densities",
-        _distinct(config.densities)
+        distinct(config.densities)
         and all(0 < density <= 1 for density in config.densities)
         and 1.0 in config.densities,
         "different numbers in (0, 1] with 1 among them, which is compared with",
     )
     yield (
         "noise_stds",
-        _distinct(config.noise_stds) and all(std > 0 for std in config.noise_stds),
+        distinct(config.noise_stds) and all(std > 0 for std in config.noise_stds),
         "different numbers above 0",
     )
-    yield (
-        "seeds",
-        _distinct(config.seeds)
-        and len(config.seeds) > 1
-        and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
-        "two or more different integers in [0, 2^31), or there is no interval",
-    )
+    yield seeds_condition(config, "interval")

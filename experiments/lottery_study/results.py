@@ -122,8 +122,12 @@ def difference_table(rows: Sequence[Row]) -> str:
     Returns:
         A Markdown table, as above.
     """
-    compared = [row for row in rows if row.difference is not None]
-    return _table(compared, lambda row: text_of(row.difference))  # type: ignore[arg-type]
+
+    def text(row: Row) -> str:
+        assert row.difference is not None
+        return text_of(row.difference)
+
+    return _table([row for row in rows if row.difference is not None], text)
 
 
 def epochs_table(rows: Sequence[Row]) -> str:

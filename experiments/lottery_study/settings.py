@@ -6,12 +6,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 import sparsejax as sj
-from experiments.plasticity_study.settings import (
-    Condition,
-    distinct,
-    refuse_unless,
-    training_conditions,
-)
+from experiments.conditions import Condition, distinct, refuse_unless
+from experiments.plasticity_study.settings import training_conditions
 
 # Forms; rewinding has one for each epoch that is rewound to.
 DENSE = "dense"

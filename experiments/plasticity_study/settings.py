@@ -1,11 +1,17 @@
 """What is done to a checkpoint, and which configurations can be run."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.conditions import (
+    Condition,
+    distinct,
+    refuse_unless,
+    seeds_condition,
+)
 from experiments.models import MODELS
 from experiments.training.optimizer import SCHEDULES
 from sparsejax.analysis.plasticity import UNITS
@@ -16,8 +22,6 @@ from sparsejax.checks import SCOPES
 REGENERATIONS = ("none", "as_many", "exchange")
 # The learning rate of continuing that is no fixed one: what the run itself has there.
 SCHEDULE = "schedule"
-
-Condition = tuple[str, bool, str]  # field, whether it is fine, what is allowed
 
 
 class Setting(NamedTuple):
@@ -79,35 +83,6 @@ def check_config(config: ConfigDict) -> None:
     refuse_unless(config, itertools.chain(training_conditions(config), _own(config)))
 
 
-def refuse_unless(config: ConfigDict, conditions: Iterable[Condition]) -> None:
-    """Refuses a configuration that fails a condition.
-
-    Args:
-        config: The configuration.
-        conditions: What must hold, checked in this order.
-
-    Raises:
-        ValueError: At the first that does not hold.
-    """
-    for field, is_fine, allowed in conditions:
-        if not is_fine:
-            raise ValueError(
-                f"config.{field} must be {allowed}; got {config[field]!r}."
-            )
-
-
-def distinct(values: Sequence[Any]) -> bool:
-    """Tells whether there are values, all different.
-
-    Args:
-        values: The values.
-
-    Returns:
-        Whether it is so.
-    """
-    return len(set(values)) == len(values) > 0
-
-
 def training_conditions(config: ConfigDict) -> Iterator[Condition]:
     """Lists what must hold of the fields that say how networks are trained.
 
@@ -123,13 +98,7 @@ def training_conditions(config: ConfigDict) -> Iterator[Condition]:
     yield "schedule", config.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
     for field in ("epochs", "batch_size", "eval_batch_size"):
         yield field, config[field] >= 1, "at least 1"
-    yield (
-        "seeds",
-        distinct(config.seeds)
-        and len(config.seeds) > 1
-        and all(isinstance(s, int) and 0 <= s < 2**31 for s in config.seeds),
-        "two or more different integers in [0, 2^31), or there is no interval",
-    )
+    yield seeds_condition(config, "interval")
 
 
 def _own(config: ConfigDict) -> Iterator[Condition]:

@@ -201,12 +201,10 @@ def _check_trainable(trainable: Any) -> None:
 def _trained_leaves(params: PyTree, trainable: Trainable) -> PyTree:
     """Tells of each leaf whether it is trained at all."""
     paths = [path for path, _ in leaves_with_paths(params)]
-    if trainable is None:
-        is_trained: Callable[[str, Any], bool] = lambda path, leaf: True  # noqa: E731
-    elif callable(trainable):
+    if callable(trainable):
         is_trained = trainable
     else:
-        pairs = compiled_patterns("trainable", trainable, paths)
+        pairs = compiled_patterns("trainable", trainable or [], paths)
 
         def is_trained(path: str, leaf: Any) -> bool:
             return next((flag for found, flag in pairs if found.search(path)), True)
@@ -223,7 +221,10 @@ def _trained_leaves(params: PyTree, trainable: Trainable) -> PyTree:
 
 
 def _refuse_sparse(state: PyTree) -> None:
-    is_sparse = lambda node: isinstance(node, (SparsifyState, TopKastState))  # noqa: E731
+
+    def is_sparse(node: Any) -> bool:
+        return isinstance(node, (SparsifyState, TopKastState))
+
     if any(map(is_sparse, jax.tree.leaves(state, is_leaf=is_sparse))):
         raise ValueError(
             "inner must not be sparse where masks freeze single weights, or pruned "

@@ -89,8 +89,9 @@ def _of_batch(
     loss, tree = f(loss_fn, *args, batch)
     leaves = [loss, *jax.tree.leaves(tree)]
     sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
-    return sound, jax.tree.map(wide, tree)
+    return sound, jax.tree.map(
+        lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
+    )
 
 
 @jax.jit
@@ -128,8 +129,7 @@ def mean_over_batches(
     try:
         hash(loss_fn)
     except TypeError:  # a callable object that cannot be a key: compiled at each call
-        unhashable = loss_fn
-        loss_fn = lambda params, batch: unhashable(params, batch)  # noqa: E731
+        loss_fn = functools.partial(loss_fn)
     sums, number = None, 0
     for index, batch in enumerate(batches):
         sound, tree = _of_batch(f, loss_fn, args, batch)
