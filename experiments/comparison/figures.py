@@ -2,29 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from experiments.comparison.results import MethodResult, mean_and_deviation
-
-
-class Look(NamedTuple):
-    """How a method is drawn, in every figure.
-
-    Attributes:
-        color: From the palette of Okabe and Ito, for all kinds of colour vision;
-            relatives share one.
-        marker: So that methods are told apart without colour too.
-    """
-
-    color: str
-    marker: str
-
+from experiments.record.accuracy_figure import (
+    LEAST_ERROR,
+    STYLE,
+    Look,
+    draw_accuracy,
+    set_accuracy_axes,
+    side_by_side,
+)
 
 LOOKS: Mapping[str, Look] = {
     "dense": Look("#000000", "_"),
@@ -51,24 +44,9 @@ LOOKS: Mapping[str, Look] = {
     "drive": Look("#F0E442", "p"),
 }
 
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-}
-_TICKS = (10, 20, 50, 70, 80, 90, 95, 96, 97, 98, 99, 99.5, 99.9)
-_LEAST_ERROR = 0.05  # in percent, where a logarithm of the error must stop
-
 
 def plot_accuracy(results: Sequence[MethodResult], path: Path) -> None:
     """Draws test accuracy against sparsity, with bars of one standard deviation.
-
-    The axis is logarithmic in the error, so that 98 and 99 % are told apart as well as
-    80 and 90 %.
 
     Args:
         results: One a method.
@@ -82,54 +60,36 @@ def plot_accuracy(results: Sequence[MethodResult], path: Path) -> None:
         for result in results:
             if result.method == "dense":
                 mean, deviation = mean_and_deviation(result.runs)
-                low, high = _errors(mean, deviation)
                 color = LOOKS["dense"].color
-                axes.axhspan(low, high, color=color, alpha=0.08, linewidth=0)
+                axes.axhspan(
+                    max(100 - mean - deviation, LEAST_ERROR),
+                    100 - mean + deviation,
+                    color=color,
+                    alpha=0.08,
+                    linewidth=0,
+                )
                 axes.axhline(
                     100 - mean, color=color, linestyle="--", label=result.label
                 )
-        for place, result in enumerate(sparse):
-            # Side by side, so that error bars do not hide each other.
-            shift = 0.07 * (place - (len(sparse) - 1) / 2)
+        shifts = side_by_side(len(sparse), apart=0.07)
+        for shift, result in zip(shifts, sparse):
             points = [mean_and_deviation(result.runs_at(s)) for s in sparsities]
-            errors = np.array([max(100 - mean, _LEAST_ERROR) for mean, _ in points])
-            reach = np.array([_errors(*point) for point in points]).T
-            color, marker = LOOKS[result.method]
-            axes.errorbar(
+            draw_accuracy(
+                axes,
                 np.arange(len(sparsities)) + shift,
-                errors,
-                yerr=np.abs(reach - errors),
-                color=color,
-                marker=marker,
-                markersize=7,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                linewidth=1.2,
-                elinewidth=1.4,
-                label=result.label,
+                [mean for mean, _ in points],
+                [deviation for _, deviation in points],
+                LOOKS[result.method],
+                result.label,
             )
-        axes.set_yscale("log")
-        axes.invert_yaxis()
-        low, high = axes.get_ylim()
-        shown = [100 - tick for tick in _TICKS if high <= 100 - tick <= low]
-        axes.set_yticks(shown)
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda e, _: f"{100 - e:g}"))
-        axes.grid(axis="y", color="0.9")
-        axes.set_axisbelow(True)
-        axes.set_xticks(range(len(sparsities)), [f"{100 * s:g} %" for s in sparsities])
-        axes.set_xlabel("Sparsity")
-        axes.set_ylabel("Test accuracy (%)")
+        runs = [result.runs_at(s) for result in sparse for s in sparsities]
+        dense = [result.runs for result in results if result.method == "dense"]
+        best = max(mean_and_deviation(group)[0] for group in [*runs, *dense])
+        set_accuracy_axes(axes, sparsities, best)
         seeds = len({run.seed for run in results[0].runs})
         axes.set_title(f"Mean and standard deviation over {seeds} seeds", fontsize=10)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.savefig(path)
-
-
-def _errors(mean: float, deviation: float) -> tuple[float, float]:
-    """The error of accuracies one deviation above and below a mean, in percent."""
-    low, high = 100 - mean - deviation, 100 - mean + deviation
-    return max(low, _LEAST_ERROR), max(high, _LEAST_ERROR)
 
 
 def plot_density(results: Sequence[MethodResult], path: Path) -> None:

@@ -9,10 +9,10 @@ from experiments.generalization_study.results import (
     records_of,
     report,
     summarise,
-    write_results,
 )
 from experiments.generalization_study.settings import check_config
 from experiments.generalization_study.train import train_all
+from experiments.record.study import write_study
 
 TITLE = "Pruning before training and generalisation"
 
@@ -30,6 +30,7 @@ def run_experiment(config: ConfigDict, workdir: Path) -> None:
     check_config(config)
     outcomes, seconds = train_all(config)
     records = records_of(outcomes, config)
-    write_results(workdir, TITLE, config.to_dict(), records, seconds)
-    plot_by_density(summarise(records), config.classes, workdir / "by_density.png")
-    print(report(records, TITLE))
+    rows, text = summarise(records), report(records, TITLE)
+    write_study(workdir, config, seconds, records, rows, text)
+    plot_by_density(rows, config.classes, workdir / "by_density.png")
+    print(text)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from experiments.comparison.figures import STYLE, Look
 from experiments.generalization_study.results import Row
+from experiments.record.accuracy_figure import STYLE, Look
 from sparsejax.analysis.plasticity import Estimate
 
 _LOOKS = (

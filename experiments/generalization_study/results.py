@@ -1,18 +1,14 @@
 """What a study shows: means with confidence intervals, tables, JSON."""
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.generalization_study.train import Outcome
-from experiments.record.environment import describe_environment
-from experiments.record.files import write_atomically
-from experiments.record.markdown import markdown_table
+from experiments.record.markdown import interval_text, markdown_table
 from sparsejax.analysis.plasticity import Estimate, mean_with_interval
 
 
@@ -169,51 +165,12 @@ def _table(rows: Sequence[Row]) -> str:
                     f"{100 * row.density:g} %",
                     f"{row.reached.mean:.0f}",
                     f"{row.train_loss:.1e}",
-                    _text(row.test_accuracy),
-                    "" if row.density == 1 else _text(row.gain, "+"),
-                    _text(row.signal),
-                    _text(row.noise),
+                    interval_text(row.test_accuracy),
+                    "" if row.density == 1 else interval_text(row.gain, "+"),
+                    interval_text(row.signal),
+                    interval_text(row.noise),
                 ]
                 for row in rows
             ),
         ]
     )
-
-
-def _text(estimate: Estimate, sign: str = "") -> str:
-    return f"{estimate.mean:{sign}.1f} ± {estimate.reach:.1f}"
-
-
-def write_results(
-    workdir: Path,
-    title: str,
-    config: Mapping[str, Any],
-    records: Sequence[Record],
-    wall_seconds: float,
-) -> None:
-    """Writes `results.json` and `results.md`.
-
-    Args:
-        workdir: The folder to write to.
-        title: What was studied.
-        config: The configuration.
-        records: All records of the study.
-        wall_seconds: What training took, in seconds.
-    """
-    head = {
-        "config": config,
-        "environment": describe_environment(),
-        "wall_seconds": round(wall_seconds, 1),
-        "columns": Record._fields,
-    }
-    entries = [f"{json.dumps(name)}: {json.dumps(head[name])}" for name in head]
-    rows = ",\n".join(json.dumps([_short(value) for value in row]) for row in records)
-    entries.append(f'"rows": [\n{rows}\n]')
-    text = "{\n" + ",\n".join(entries) + "\n}\n"
-    write_atomically(workdir / "results.json", text)
-    write_atomically(workdir / "results.md", report(records, title))
-
-
-def _short(value: float) -> float:
-    """Six digits, as many as float32 has."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 from experiments.lottery_study.figures import plot_accuracy
 from experiments.lottery_study.results import (
     accuracy_table,
+    report,
     summarise,
-    write_results,
 )
 from experiments.lottery_study.settings import check_config
 from experiments.lottery_study.store import Store
 from experiments.lottery_study.study import run_study
+from experiments.record.study import write_study
 
 
 def run_experiment(config: ConfigDict, workdir: Path) -> None:
@@ -30,7 +31,7 @@ def run_experiment(config: ConfigDict, workdir: Path) -> None:
     check_config(config)
     records, seconds = run_study(config, Store(workdir, config))
     title = f"Lottery tickets of {config.model} on {config.dataset}"
-    write_results(workdir, title, config.to_dict(), records, seconds)
     rows = summarise(records)
+    write_study(workdir, config, seconds, records, rows, report(records, title))
     plot_accuracy(rows, workdir / "accuracy.png")
     print(f"\nTest accuracy in percent\n\n{accuracy_table(rows)}\n")

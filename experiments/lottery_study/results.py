@@ -1,8 +1,7 @@
 """What a study shows: means with confidence intervals, tables, JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +13,7 @@ from experiments.lottery_study.settings import (
     label_of,
 )
 from experiments.lottery_study.store import Record
-from experiments.plasticity_study.results import json_lines, plain, text_of
-from experiments.record.environment import describe_environment
-from experiments.record.files import write_atomically
-from experiments.record.markdown import markdown_table
+from experiments.record.markdown import gain_text, interval_text, markdown_table
 from sparsejax.analysis.plasticity import Estimate, mean_with_interval
 
 
@@ -110,7 +106,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     Returns:
         A Markdown table: a row for each form, a column for each sparsity.
     """
-    return _table(rows, lambda row: _interval(row.accuracy))
+    return _table(rows, lambda row: interval_text(row.accuracy))
 
 
 def difference_table(rows: Sequence[Row]) -> str:
@@ -125,7 +121,7 @@ def difference_table(rows: Sequence[Row]) -> str:
 
     def text(row: Row) -> str:
         assert row.difference is not None
-        return text_of(row.difference)
+        return gain_text(row.difference)
 
     return _table([row for row in rows if row.difference is not None], text)
 
@@ -154,10 +150,6 @@ def dense_accuracy(rows: Sequence[Row]) -> Estimate:
     return next(row.accuracy for row in rows if row.form == DENSE)
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.mean:.1f} ± {estimate.reach:.1f}"
-
-
 def _table(rows: Sequence[Row], text: Callable[[Row], str]) -> str:
     sparse = [row for row in rows if row.form != DENSE]
     cells = {(row.form, row.sparsity): text(row) for row in sparse}
@@ -183,7 +175,7 @@ def report(records: Sequence[Record], title: str) -> str:
     parts = [
         f"# {title}",
         f"Mean over {seeds} seeds ± half of the 95 % confidence interval (Student's t)."
-        f" The dense network has {_interval(dense_accuracy(rows))} %.",
+        f" The dense network has {interval_text(dense_accuracy(rows))} %.",
         "## Test accuracy in percent",
         accuracy_table(rows),
         "## Minus the ticket rewound to epoch 0, in points",
@@ -202,31 +194,3 @@ def report(records: Sequence[Record], title: str) -> str:
         ]
         parts += ["## Empty layers", markdown_table([heading, *lines])]
     return "\n\n".join(parts) + "\n"
-
-
-def write_results(
-    workdir: Path,
-    title: str,
-    config: Mapping[str, Any],
-    records: Sequence[Record],
-    wall_seconds: float,
-) -> None:
-    """Writes `results.json` and `results.md`.
-
-    Args:
-        workdir: The folder to write to.
-        title: What was studied, a sentence.
-        config: The configuration.
-        records: All records of the study.
-        wall_seconds: What they took, in all commands together.
-    """
-    content = {
-        "config": config,
-        "environment": describe_environment(),
-        "wall_seconds": round(wall_seconds, 1),
-        "summary": [plain(row) for row in summarise(records)],
-        "columns": Record._fields,
-        "rows": [list(record) for record in records],
-    }
-    write_atomically(workdir / "results.json", json_lines(content))
-    write_atomically(workdir / "results.md", report(records, title))

@@ -19,8 +19,8 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.lottery_study.settings import Unit
-from experiments.plasticity_study.store import claim_folder
 from experiments.record.files import write_atomically, write_bytes_atomically
+from experiments.record.study import claim_folder
 from experiments.training.state import TrainState
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.plasticity_study.figures import draw_figures
-from experiments.plasticity_study.results import effect_table, summarise, write_results
+from experiments.plasticity_study.results import effect_table, report, summarise
 from experiments.plasticity_study.settings import check_config
 from experiments.plasticity_study.store import Store
 from experiments.plasticity_study.study import run_study
+from experiments.record.study import write_study
 
 
 def run_experiment(config: ConfigDict, workdir: Path) -> None:
@@ -28,6 +29,7 @@ def run_experiment(config: ConfigDict, workdir: Path) -> None:
     records = run_study(config, store)
     seconds = sum(store.seconds(epoch) for epoch in config.prune_at_epochs)
     title = f"Pruning plasticity of {config.model} on {config.dataset}"
-    write_results(workdir, title, config.to_dict(), records, seconds)
-    draw_figures(summarise(records), workdir)
+    rows = summarise(records)
+    write_study(workdir, config, seconds, records, rows, report(records, title))
+    draw_figures(rows, workdir)
     print(f"\nWhat regeneration adds, in points\n\n{effect_table(records)}\n")

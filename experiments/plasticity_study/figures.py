@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from experiments.comparison.figures import STYLE, Look
 from experiments.plasticity_study.results import (
     REGENERATION_LABELS,
     SCOPE_LABELS,
@@ -19,6 +18,7 @@ from experiments.plasticity_study.results import (
     Row,
 )
 from experiments.plasticity_study.settings import SCHEDULE, UNPRUNED, Setting
+from experiments.record.accuracy_figure import STYLE, Look
 from sparsejax.analysis.plasticity import Estimate
 
 LOOKS: Mapping[str, Look] = {

@@ -1,17 +1,13 @@
 """What a study shows: means with confidence intervals, tables, JSON."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.plasticity_study.settings import Setting
 from experiments.plasticity_study.store import Record
-from experiments.record.environment import describe_environment
-from experiments.record.files import write_atomically
-from experiments.record.markdown import markdown_table
+from experiments.record.markdown import gain_text, markdown_table
 from sparsejax.analysis.plasticity import (
     Estimate,
     mean_with_interval,
@@ -141,19 +137,6 @@ def overall_effect(records: Iterable[Record], setting: Setting) -> Estimate:
     return mean_with_interval(np.mean(differences, axis=0))
 
 
-def text_of(estimate: Estimate) -> str:
-    """Writes an estimate with its interval.
-
-    Args:
-        estimate: The estimate.
-
-    Returns:
-        "mean ± reach" to a tenth, in bold where the interval does not hold 0.
-    """
-    text = f"{estimate.mean:+.1f} ± {estimate.reach:.1f}"
-    return f"**{text}**" if abs(estimate.mean) > estimate.reach else text
-
-
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
@@ -174,7 +157,8 @@ def effect_table(records: Sequence[Record]) -> str:
     kinds = _unique(setting._replace(rate=0.0) for setting in settings)
     for kind in sorted(kinds, key=lambda kind: kind.regeneration):
         cells = [
-            text_of(overall_effect(records, kind._replace(rate=rate))) for rate in rates
+            gain_text(overall_effect(records, kind._replace(rate=rate)))
+            for rate in rates
         ]
         rows.append([REGENERATION_LABELS[kind.regeneration], _what(kind), *cells])
     return markdown_table(rows)
@@ -194,7 +178,7 @@ def _detail(
     for row in sorted(chosen, key=lambda row: rates.index(row.setting.rate)):
         estimate = value(row)
         assert estimate is not None
-        text = text_of(estimate)
+        text = gain_text(estimate)
         cells.setdefault((row.learning_rate, row.epoch), []).append(text)
     heading = ["Learning rate", "Pruned at epoch", *(f"{100 * r:g} %" for r in rates)]
     order = _unique(row.learning_rate for row in chosen)
@@ -240,64 +224,3 @@ def report(records: Sequence[Record], title: str) -> str:
             table = _detail(rows, kind, lambda r: r.effect)
             parts += [f"### {label}: {_what(kind)}", table]
     return "\n\n".join(parts) + "\n"
-
-
-def write_results(
-    workdir: Path,
-    title: str,
-    config: Mapping[str, Any],
-    records: Sequence[Record],
-    wall_seconds: float,
-) -> None:
-    """Writes `results.json` and `results.md`.
-
-    Args:
-        workdir: The folder to write to.
-        title: What was studied, a sentence.
-        config: The configuration.
-        records: All records of the study.
-        wall_seconds: What they took, in all commands together.
-    """
-    content = {
-        "config": config,
-        "environment": describe_environment(),
-        "wall_seconds": round(wall_seconds, 1),
-        "summary": [plain(row) for row in summarise(records)],
-        "columns": Record._fields,
-        "rows": [list(record) for record in records],
-    }
-    write_atomically(workdir / "results.json", json_lines(content))
-    write_atomically(workdir / "results.md", report(records, title))
-
-
-def plain(value: Any) -> Any:
-    """Makes dictionaries of a row and rounds it to a ten-thousandth of a point.
-
-    Args:
-        value: A NamedTuple, or what one holds.
-
-    Returns:
-        What JSON has words for.
-    """
-    if hasattr(value, "_asdict"):
-        return {name: plain(inner) for name, inner in value._asdict().items()}
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def json_lines(content: Mapping[str, Any]) -> str:
-    """Writes JSON with a line for each entry of a long list.
-
-    Args:
-        content: The long ones of its lists are called "summary" and "rows".
-
-    Returns:
-        JSON.
-    """
-
-    def value(name: str, inner: Any) -> str:
-        if name not in ("summary", "rows"):
-            return json.dumps(inner)
-        return "[\n" + ",\n".join(map(json.dumps, inner)) + "\n]"
-
-    entries = [f"{json.dumps(n)}: {value(n, inner)}" for n, inner in content.items()]
-    return "{\n" + ",\n".join(entries) + "\n}\n"

@@ -6,7 +6,7 @@ parts/epoch_E.json               what came of the checkpoints of an epoch so far
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.plasticity_study.settings import Setting
 from experiments.record.files import write_atomically, write_bytes_atomically
+from experiments.record.study import claim_folder
 from experiments.training.state import TrainState
 
 # What may change between the parts of one study: how it is run, not what it computes.
@@ -81,7 +82,7 @@ class Store:
         """
         self._checkpoints = workdir / "checkpoints"
         self._parts = workdir / "parts"
-        claim_folder(workdir, config)
+        claim_folder(workdir, config, OPERATIONAL)
         for folder in (self._checkpoints, self._parts):
             folder.mkdir(exist_ok=True)
 
@@ -169,42 +170,3 @@ class Store:
         content = self._checkpoint_file(seed, epoch).read_bytes()
         restored: TrainState = flax.serialization.from_bytes(like, content)
         return restored
-
-
-def claim_folder(workdir: Path, config: ConfigDict) -> None:
-    """Writes down what is studied in a folder, or checks that it is the same.
-
-    Args:
-        workdir: A folder that can be written to.
-        config: The study's configuration.
-
-    Raises:
-        ValueError: If the folder holds another study; says what differs.
-    """
-    text = json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
-    saved = workdir / "config.json"
-    if not saved.exists():
-        write_atomically(saved, text)
-        return
-    differences = _differences(json.loads(saved.read_text()), json.loads(text))
-    if differences:
-        raise ValueError(
-            f"workdir holds another study, {workdir}: {'; '.join(differences)}"
-            "; use another workdir, or the same config."
-        )
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda node: not isinstance(node, dict)
-    )
-    return {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves}
-
-
-def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    old, new = _flat(saved), _flat(now)
-    return [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in OPERATIONAL
-    ]

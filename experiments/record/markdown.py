@@ -1,6 +1,8 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and the estimates in their cells."""
 
 from collections.abc import Sequence
+
+from sparsejax.analysis.plasticity import Estimate
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -25,3 +27,37 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def interval_text(estimate: Estimate, sign: str = "") -> str:
+    """Writes an estimate with its interval, to a tenth.
+
+    Args:
+        estimate: The estimate.
+        sign: "+" to write the sign of what is positive too.
+
+    Returns:
+        "mean ± reach".
+
+    Example:
+        >>> interval_text(Estimate(mean=97.25, reach=0.5, samples=5))
+        '97.2 ± 0.5'
+    """
+    return f"{estimate.mean:{sign}.1f} ± {estimate.reach:.1f}"
+
+
+def gain_text(estimate: Estimate) -> str:
+    """Writes a difference with its interval, so that one sees whether it is one.
+
+    Args:
+        estimate: The estimate.
+
+    Returns:
+        "mean ± reach" to a tenth, in bold where the interval does not hold 0.
+
+    Example:
+        >>> gain_text(Estimate(mean=1.5, reach=0.5, samples=5))
+        '**+1.5 ± 0.5**'
+    """
+    text = interval_text(estimate, "+")
+    return f"**{text}**" if abs(estimate.mean) > estimate.reach else text

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.record.configuration import differences
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
 from experiments.tables.spec import Cell, Table, cell_config
-from experiments.training.checkpoint import differences
+from experiments.training.checkpoint import OPERATIONAL
 
 Result = Mapping[str, Any]
 
@@ -77,7 +78,7 @@ def other_configuration(table: Table, cell: Cell, result: Result) -> str:
         of the two has is no difference: it was not there yet, or no longer is.
     """
     both = _same_fields(result["config"], cell_config(table, cell))
-    return "; ".join(differences(*both))
+    return "; ".join(differences(*both, OPERATIONAL))
 
 
 def has_result(results: Path, table: Table, cell: Cell, replace: bool = False) -> bool:

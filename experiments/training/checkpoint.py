@@ -5,7 +5,6 @@ a kill at any moment leaves the older ones. Each holds a checksum of its state: 
 was damaged later is set aside with a warning, and the one before it is used.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from experiments.record.configuration import differences
 from experiments.training.state import TrainState, checksum
 
 PyTree = Any
@@ -56,32 +56,6 @@ OPERATIONAL = (
     "parallel",  # the same up to the order of sums
     "shard_state",
 )
-
-
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Tells in which fields two configurations are of different experiments.
-
-    Args:
-        saved: A configuration that was read from JSON.
-        now: Another.
-
-    Returns:
-        "FIELD was ... and is ..." for each; none where they differ in how the run is
-        run alone, or not at all.
-    """
-
-    def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-        return {
-            jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves
-        }
-
-    old, new = flat(saved), flat(json.loads(json.dumps(now)))
-    return [
-        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in OPERATIONAL
-    ]
 
 
 class Checkpointer:
@@ -201,7 +175,7 @@ class Checkpointer:
                 config = self._notes(step)["config"]
             except Exception:  # damaged: `restore` will say so
                 continue
-            found = differences(config, self._config)
+            found = differences(config, self._config, OPERATIONAL)
             if found:
                 raise ValueError(
                     f"workdir holds another experiment's checkpoint, "
