@@ -1,6 +1,7 @@
 """Freezing: frozen weights stay to the bit, pruned ones at 0; edge-popup."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -86,16 +87,58 @@ def test_pruned_weights_are_zero_and_frozen_ones_as_they_were(name):
     assert not any(s.shape == (8, 6) for s in jax.tree.leaves(inner.init(PARAMS)[1]))
 
 
-def test_whole_layers_are_frozen_by_path_around_a_method_that_grows():
-    rigl = sj.rigl_transform(
-        optax.adam(0.05), sparsity=0.5, total_steps=STEPS, update_interval=2
-    )
-    params, state = train(sj.freeze_transform(rigl, trainable=[("last|bias", False)]))
+GROWING = {
+    "rigl": partial(
+        sj.rigl_transform, sparsity=0.5, total_steps=STEPS, update_interval=2
+    ),
+    "granet": partial(
+        sj.granet_transform,
+        final_sparsity=0.5,
+        end_step=4,
+        total_steps=STEPS,
+        update_interval=2,
+    ),
+}
+WHOLE_LAYERS = [("last|bias", False)]
+
+
+def around(method):
+    """Hides the frozen layers from the method."""
+    return sj.freeze_transform(method(optax.adam(0.05)), trainable=WHOLE_LAYERS)
+
+
+def inside(method):
+    """Leaves them out of what the method may prune."""
+    inner = sj.freeze_transform(optax.adam(0.05), trainable=WHOLE_LAYERS)
+    return method(inner, prunable=[("first", True), ("", False)])
+
+
+@pytest.mark.parametrize(("place", "name"), [(around, "rigl"), (inside, "granet")])
+def test_whole_layers_are_frozen_by_path_beside_a_method_that_grows(place, name):
+    params, state = train(place(GROWING[name]))
     for layer in ("last", "bias"):
         assert np.all(bits(params[layer]) == bits(PARAMS[layer]))
     kept = np.asarray(sj.get_masks(state)["first"])
     assert kept.sum() == 24 and not np.any(np.asarray(params["first"])[~kept])
+    trained = np.asarray(params["first"])[kept]
+    assert np.mean(trained != PARAMS["first"][kept]) > 0.9
     assert sj.get_masks(state)["last"] == optax.MaskedNode()
+    assert optax.tree.get(state, "updates") == 3
+
+
+def test_a_frozen_weight_that_granet_prunes_and_grows_again_stays_zero():
+    """The documents warn of it: such a weight is active and of no use."""
+    tx = GROWING["granet"](sj.freeze_transform(optax.adam(0.05), masks=MASKS))
+    params, state = train(tx)
+    stuck = 0
+    for layer in ("first", "last"):
+        active = np.asarray(sj.get_masks(state)[layer])
+        weights, frozen = np.asarray(params[layer]), ~np.asarray(MASKS[layer])
+        assert not np.any(weights[~active])
+        as_drawn = bits(weights) == bits(PARAMS[layer])
+        assert np.all((as_drawn | (weights == 0))[frozen & active])
+        stuck += np.sum((weights == 0)[frozen & active])
+    assert stuck > 0
 
 
 def test_restored_weights_are_the_initial_ones():

@@ -1,15 +1,18 @@
 """The folder of a study: whose it is, and what came of it."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
 from experiments.record.configuration import differences
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
+
+R = TypeVar("R", bound=NamedTuple)
 
 
 def claim_folder(
@@ -36,6 +39,29 @@ def claim_folder(
             f"workdir holds another study, {workdir}: {'; '.join(found)}"
             "; use another workdir, or the same config."
         )
+
+
+def do_once(
+    file: Path, kind: Callable[..., R], do: Callable[[], Sequence[R]]
+) -> tuple[list[R], float]:
+    """Does a part of a study, unless its file says that it is done.
+
+    Args:
+        file: The part's file; its folder is made where there is none.
+        kind: What its records are, flat.
+        do: Does it, and gives its records.
+
+    Returns:
+        (records, wall time of the part in seconds) as the file has them.
+    """
+    if not file.exists():
+        started = time.perf_counter()
+        rows = [list(record) for record in do()]
+        part = {"wall_seconds": time.perf_counter() - started, "rows": rows}
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps(part) + "\n")
+    part = json.loads(file.read_text())
+    return [kind(*row) for row in part["rows"]], float(part["wall_seconds"])
 
 
 def write_study(

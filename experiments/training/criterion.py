@@ -39,7 +39,8 @@ def iterative_masks(
     """Prunes by trained magnitude and rewinds to the first weights, round by round.
 
     Args:
-        train: A function (params, masks) -> trained params, inactive weights kept 0.
+        train: A pure function (params, masks) -> trained params, inactive weights kept
+            0; it is traced, once for all rounds.
         params: The initial weights.
         counts: The active weights after each round; see `sparsejax.lottery_counts`.
         prunable: Which leaves are pruned; see `sparsejax.layer_rules`.
@@ -47,13 +48,22 @@ def iterative_masks(
     Returns:
         The masks after each round.
     """
-    masks = sj.dense_masks(params, prunable)
-    start, rounds = params, []
-    for count in counts:
-        trained = train(start, masks)
-        start, masks = sj.lottery_ticket(trained, params, masks, keep=count)
-        rounds.append(masks)
-    return rounds
+
+    def next_round(
+        carry: tuple[PyTree, PyTree], keep: jax.Array
+    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        trained = train(*carry)
+        start, masks = sj.lottery_ticket(trained, params, carry[1], keep=keep)
+        return (start, masks), masks
+
+    # A scan, so that training is compiled once.
+    first = jax.tree.map(jnp.asarray, params), sj.dense_masks(params, prunable)
+    _, rounds = jax.lax.scan(next_round, first, jnp.asarray(counts))
+
+    def after(index: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[index], rounds)
+
+    return [after(index) for index in range(len(counts))]
 
 
 def split_weights(

@@ -1,0 +1,1 @@
+"""AutoS: a criterion learnt on one network, tried on other networks and data sets."""
