@@ -3,7 +3,7 @@
     python -m experiments.auto_s --config=experiments/configs/auto_s.py --workdir=DIR
 
 The config file says what is studied, and what comes out. The same command goes on after
-the last target that an earlier one has finished.
+the last part that an earlier one has finished.
 """
 
 from experiments.auto_s_study.experiment import run_experiment

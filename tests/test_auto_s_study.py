@@ -76,7 +76,7 @@ def test_seeds_have_criteria_of_their_own_and_are_gone_on_with(workdir, monkeypa
         np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, variables))
     )
     before = (workdir / "results.md").read_text()
-    for name in ("_learn", "_try_on"):
+    for name in ("_learn", "_rank_weights", "_prune"):
         monkeypatch.setattr(study, name, pytest.fail)
     run_experiment(toy(), workdir)
     assert (workdir / "results.md").read_text() == before

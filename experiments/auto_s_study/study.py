@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 
 import sparsejax as sj
 from experiments.auto_s_study.problem import Problem, load_problem
-from experiments.auto_s_study.programs import Case, make_programs
+from experiments.auto_s_study.programs import Case, Programs, make_programs
 from experiments.auto_s_study.results import DENSE, HELD_OUT, METHODS, Record
 from experiments.models.score_mlp import ScoreMLP
 from experiments.record.progress import Progress
@@ -56,7 +56,8 @@ def run_study(config: ConfigDict, workdir: Path) -> tuple[list[Record], float]:
     scorer = ScoreMLP(config.score_width)
     parts = {HELD_OUT: partial(_learn, scorer, config, workdir)}
     for target in config.targets:
-        parts[target] = partial(_try_on, target, scorer, config, workdir)
+        for measure, do in (("correlation", _rank_weights), ("accuracy", _prune)):
+            parts[f"{target}_{measure}"] = partial(do, target, scorer, config, workdir)
     records, seconds = [], 0.0
     with Progress(len(parts), description="Criteria, and their targets") as progress:
         for done, (name, do) in enumerate(parts.items(), start=1):
@@ -67,20 +68,33 @@ def run_study(config: ConfigDict, workdir: Path) -> tuple[list[Record], float]:
     return records, seconds
 
 
-def _try_on(
+def _load(
     target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
-) -> list[Record]:
-    """Ranks and prunes new networks of a target by the criteria that were saved."""
+) -> tuple[Programs, Case, dict[str, PyTree]]:
+    """Draws new networks of a target and scores their weights, by what was saved too."""
     files = [_file(workdir, seed) for seed in config.seeds]
     variables = _stack([criterion.load_score(file, scorer) for file in files])
     problem = load_problem(target, config)
     programs = make_programs(problem.model, scorer, config)
     cases = _cases(problem, config, "target")
-    scores = programs.score(cases, variables)
-    records = _correlate(target, scores, programs.label(cases), config)
+    return programs, cases, programs.score(cases, variables)
+
+
+def _rank_weights(
+    target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+) -> list[Record]:
+    programs, cases, scores = _load(target, scorer, config, workdir)
+    return _correlate(target, scores, programs.label(cases), config)
+
+
+def _prune(
+    target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+) -> list[Record]:
+    programs, cases, scores = _load(target, scorer, config, workdir)
     dense = jax.vmap(sj.dense_masks)(cases.params)
     one = jax.tree.map(lambda leaf: leaf[0], cases.params)
     size = sj.count_prunable(sj.dense_masks(one))
+    records = []
     for method, sparsity in _plan(config):
         if method == DENSE:
             masks = dense
