@@ -71,7 +71,7 @@ def run_study(config: ConfigDict, workdir: Path) -> tuple[list[Record], float]:
 def _load(
     target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
 ) -> tuple[Programs, Case, dict[str, PyTree]]:
-    """Draws new networks of a target and scores their weights, by what was saved too."""
+    """Draws new networks of a target, and scores their weights."""
     files = [_file(workdir, seed) for seed in config.seeds]
     variables = _stack([criterion.load_score(file, scorer) for file in files])
     problem = load_problem(target, config)
