@@ -19,11 +19,11 @@ def toy(**changes):
     config = get_config()
     config.update(
         {
-            "methods": ("random_pruned", "random_frozen", "edge_popup"),
+            "methods": ("random_pruned", "random_frozen"),
             "seeds": (0, 3),
             "epochs": 1,
             "batch_size": 256,
-            "densities": (0.5, 0.1),
+            "densities": (0.1,),
         }
         | changes
     )
@@ -40,10 +40,10 @@ def workdir(tmp_path_factory):
 def test_a_method_changes_what_it_trains_and_nothing_else(workdir):
     content = json.loads((workdir / "results.json").read_text())
     rows = [dict(zip(content["columns"], row)) for row in content["rows"]]
-    assert len(rows) == 3 * 2 * 2
+    assert len(rows) == 2 * 2
     for row in rows:
         kept = round(PRUNABLE * row["density"])
-        most = PRUNABLE if row["method"] == "edge_popup" else kept + OTHERS
+        most = kept + OTHERS
         # Some weights of a toy run have no gradient yet.
         assert 0.9 * most < row["changed"] <= most, row
         nonzero = PRUNABLE if row["method"] == "random_frozen" else kept
