@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     # biases. (2, 0) is the edge of chaos of ReLU networks.
     config.variances = ((2.0, 0.0), (1.0, 0.25))
     # Layers of `width` units, and the examples that SNIP sees, in one batch.
-    config.depths = (4, 8, 12, 16, 20, 24)
+    config.depths = (4, 8, 12, 16, 20, 24, 32)
     config.width = 32
     config.examples = 16
     config.sparsity = 0.95
