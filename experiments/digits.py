@@ -21,11 +21,14 @@ from experiments.comparison import before_training
 from experiments.comparison import replicas as rep
 from experiments.comparison.figures import plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
+from experiments.comparison.networks import make_network, network_conditions
 from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
     Run,
     report,
+    save_method,
+    saved_method,
     write_results,
 )
 from experiments.conditions import (
@@ -34,10 +37,10 @@ from experiments.conditions import (
     refuse_unless,
     seeds_condition,
 )
-from experiments.input.digits import CLASSES, Split, load_split
-from experiments.models.digits_cnn import DigitsCNN
+from experiments.input.digits import Split, load_split
 from experiments.record.flops import changes, run_flops
 from experiments.record.progress import Progress
+from experiments.record.study import claim_folder
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 from experiments.training.sparse import NEED_SPARSITY, decayed_leaves, is_at_sparsity
 
@@ -69,6 +72,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         "different numbers in (0, 1)",
     )
     yield seeds_condition(config, "deviation")
+    yield from network_conditions(config)
     yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
     for field in ("validation_share", "test_share"):
         yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
@@ -159,7 +163,7 @@ def _train_side_by_side(
     name: str, pairs: Sequence[tuple[float, int]], data: Split, config: ConfigDict
 ) -> tuple[list[Run], list[DensityHistory]]:
     """Trains runs on one vmapped axis; of one sparsity, where the method needs it."""
-    model = DigitsCNN(CLASSES)
+    model = make_network(config)
     rule = before_training.trained_as(name)
     steps_per_epoch = len(data.train.labels) // config.batch_size
     total_steps = config.epochs * steps_per_epoch
@@ -277,17 +281,27 @@ def _train_side_by_side(
 def compare(config: ConfigDict, workdir: Path) -> None:
     """Trains every method, prints the table and writes all results.
 
+    Methods that were finished in this folder before are not trained again.
+
     Args:
         config: As in `experiments/configs/digits.py`.
         workdir: A folder that can be written to.
 
     Raises:
-        ValueError: If the configuration cannot be run; the message says why.
+        ValueError: If the configuration cannot be run, or differs from that of the
+            folder in more than its methods; the message says why.
     """
     check_config(config)
+    claim_folder(workdir, config, operational=("methods",))
     started = time.perf_counter()
     data = load_data(config)
-    results = [train_method(name, data, config) for name in config.methods]
+    results = []
+    for name in config.methods:
+        result = saved_method(workdir, name)
+        if result is None:
+            result = train_method(name, data, config)
+            save_method(workdir, result)
+        results.append(result)
     title = (
         f"Test accuracy in %, mean ± standard deviation over {len(config.seeds)} seeds "
         "(realised sparsity in %)"

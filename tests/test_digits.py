@@ -1,5 +1,6 @@
 """The digits comparison, end to end and piece by piece."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -25,11 +26,12 @@ from experiments.comparison.results import (
     MethodResult,
     Run,
     empty_layers_table,
+    paired_table,
     table,
 )
 from experiments.configs import digits_before_during_after
 from experiments.configs.digits import get_config
-from experiments.digits import LABELS, check_config, load_data, train_method
+from experiments.digits import LABELS, check_config, compare, load_data, train_method
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
@@ -272,6 +274,47 @@ def test_table_of_empty_layers():
     assert empty_layers_table(some_results()[:1]) == ""
 
 
+def test_table_of_differences_is_paired_by_seed():
+    results = some_results()
+    better = dataclasses.replace(results[1], method="rigl", label="RigL")
+    runs = [
+        dataclasses.replace(run, test_accuracy=run.test_accuracy + gain)
+        for run, gain in zip(better.runs, (0.1, 0.2, 0.0, 0.0))
+    ]
+    better = dataclasses.replace(better, runs=runs)
+    # Of 10 and 20 points, the interval of 95 %: 12.71 * 7.07 / sqrt(2).
+    assert paired_table([*results, better], "set").splitlines() == [
+        "| Method | 90 % sparse  | 95 % sparse |",
+        "|--------|--------------|-------------|",
+        "| RigL   | +15.0 ± 63.5 | +0.0 ± 0.0  |",
+    ]
+    assert paired_table([*results, better]) == ""
+
+
+def test_a_comparison_goes_on_after_the_last_finished_method(tmp_path, monkeypatch):
+    results = {result.method: result for result in some_results()}
+    config, calls = get_config(), []
+    config.methods = ("dense", "set")
+
+    def train(name, data, config):
+        calls.append(name)
+        if calls == ["dense", "set"]:
+            raise KeyboardInterrupt
+        return results[name]
+
+    monkeypatch.setattr("experiments.digits.train_method", train)
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    compare(config, tmp_path)
+    assert calls == ["dense", "set", "set"]
+    _, methods = load(tmp_path)
+    for name, method in methods.items():
+        assert method == json.loads(json.dumps(dataclasses.asdict(results[name])))
+    config.epochs += 1
+    with pytest.raises(ValueError, match=r"holds another study.*epochs was 80"):
+        compare(config, tmp_path)
+
+
 def test_figures_of_any_results(tmp_path):
     assert LOOKS.keys() == LABELS.keys()
     for results in (some_results(), some_results()[:1], some_results()[1:]):
@@ -289,6 +332,8 @@ def test_figures_of_any_results(tmp_path):
         ("sparsities", (0.9, 1.0)),
         ("seeds", (1,)),
         ("seeds", (1, 1)),
+        ("model", "unknown"),
+        ("model_options", {"widths": (64,)}),
         ("split_seed", -1),
         ("test_share", 0.0),
         ("epochs", 0),

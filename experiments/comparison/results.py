@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
-from experiments.record.markdown import markdown_table
+from experiments.record.markdown import gain_text, markdown_table
+from sparsejax.analysis.plasticity import mean_with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,41 @@ def empty_layers_table(results: Sequence[MethodResult]) -> str:
     return markdown_table(rows) if len(rows) > 1 else ""
 
 
+def paired_table(results: Sequence[MethodResult], baseline: str = "snip") -> str:
+    """Sets how much better each method is than one of them, as a Markdown table.
+
+    Args:
+        results: One a method.
+        baseline: The name of the method that the others are compared with.
+
+    Returns:
+        A row for each other method that was run at sparsities of the baseline, with
+        mean differences of test accuracy in points, paired by seed, and half of the
+        95 % confidence interval, in bold where it does not hold 0; "" where there is
+        none.
+    """
+    runs = [
+        run for result in results if result.method == baseline for run in result.runs
+    ]
+    accuracy = {(run.sparsity, run.seed): run.test_accuracy for run in runs}
+    sparsities = sorted({run.sparsity for run in runs})
+
+    def cell(result: MethodResult, sparsity: float) -> str:
+        gains = [
+            100 * (run.test_accuracy - accuracy[sparsity, run.seed])
+            for run in result.runs_at(sparsity)
+            if (sparsity, run.seed) in accuracy
+        ]
+        return gain_text(mean_with_interval(gains)) if len(gains) > 1 else ""
+
+    rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
+    for result in results:
+        cells = [cell(result, sparsity) for sparsity in sparsities]
+        if result.method != baseline and any(cells):
+            rows.append([result.label, *cells])
+    return markdown_table(rows) if len(rows) > 1 else ""
+
+
 def report(title: str, results: Sequence[MethodResult]) -> str:
     """Sets the tables under their title.
 
@@ -166,7 +202,46 @@ def report(title: str, results: Sequence[MethodResult]) -> str:
         Markdown.
     """
     parts = [title, table(results), empty_layers_table(results)]
+    gains = paired_table(results)
+    if gains:
+        parts += [
+            "Test accuracy minus SNIP's in points, paired by seed: mean ± half of the "
+            "95 % confidence interval (Student's t), bold where that does not hold 0",
+            gains,
+        ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def save_method(workdir: Path, result: MethodResult) -> None:
+    """Keeps what a method gave, so that the comparison can go on after it.
+
+    Args:
+        workdir: The folder of the comparison.
+        result: What the method gave.
+    """
+    folder = workdir / "methods"
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(dataclasses.asdict(result)) + "\n"
+    write_atomically(folder / f"{result.method}.json", text)
+
+
+def saved_method(workdir: Path, name: str) -> MethodResult | None:
+    """Reads what `save_method` kept.
+
+    Args:
+        workdir: The folder of the comparison.
+        name: The method's short name.
+
+    Returns:
+        What the method gave; None where it has not been run in this folder.
+    """
+    path = workdir / "methods" / f"{name}.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    content["runs"] = [Run(**run) for run in content["runs"]]
+    content["density"] = [DensityHistory(**each) for each in content["density"]]
+    return MethodResult(**content)
 
 
 def write_results(

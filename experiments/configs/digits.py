@@ -57,6 +57,10 @@ def get_config() -> ConfigDict:
     config.sparsities = (0.9, 0.95, 0.98)
     config.seeds = (0, 1, 2, 3, 4)
 
+    # The network: a key of `experiments.comparison.networks.NETWORKS`.
+    config.model = "digits_cnn"
+    config.model_options = ConfigDict(convert_dict=True)
+
     # The data: one stratified split for all runs. What neither share takes is trained
     # on. The test part is used once, when training is over, and for no choice.
     config.split_seed = 0
