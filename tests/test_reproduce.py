@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ pytest.importorskip("grain", reason="of the experiments extra")
 from experiments import reproduce
 from experiments.configs import digits, digits_resnet
 from experiments.record.metrics import read_metrics
-from experiments.tables import published, run_digits, run_images, run_plasticity
+from experiments.tables import published, run_digits, run_images
 from experiments.tables.published import PUBLISHED
 from experiments.tables.render import render, write_page
 from experiments.tables.results import Found, read_table, result_path
 from experiments.tables.spec import TABLES, Cell, select
+from experiments.tables.studies import STUDIES
 from experiments.training import loop
-from experiments.training.preemption import Preempted
+from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parents[1]
@@ -342,28 +344,55 @@ def test_a_page_without_runs_and_with_some():
     assert rows[0].count("not run") == 3
 
 
-def test_the_plasticity_study_is_run_once_and_shown(tmp_path, monkeypatch, capsys):
-    measured = (ROOT / "results" / "plasticity" / "digits.json").read_text()
-    runs = []
+# --- Studies --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_run_once_and_shown(name, tmp_path, monkeypatch, capsys):
+    study, committed, runs = STUDIES[name], ROOT / "results" / name, []
 
     def run(config, workdir):
-        runs.append(workdir)
-        workdir.mkdir(parents=True)
+        runs.append(workdir.name)
+        measured = (committed / f"{workdir.name}.json").read_text()
         (workdir / "results.json").write_text(measured)
 
-    monkeypatch.setattr(run_plasticity, "run_experiment", run)
+    monkeypatch.setitem(STUDIES, name, study._replace(run=run))
     paths = [f"--results={tmp_path}/results", f"--workdir={tmp_path}/runs"]
-    command = ["--table=plasticity", *paths]
-    page = tmp_path / "results" / "plasticity" / "README.md"
+    command = [f"--table={name}", *paths]
+    page = tmp_path / "results" / name / "README.md"
     assert reproduce.main([*command, "--render_only"]) == 0
-    assert "Not run." in page.read_text() and not runs
+    assert page.read_text().count("Not run.") == len(study.parts) and not runs
     for _ in range(2):
         assert reproduce.main(command) == 0
-        assert runs == [tmp_path / "runs" / "plasticity"]
-    shown = (ROOT / "results" / "plasticity" / "README.md").read_text()
-    assert page.read_text() == shown
+        assert runs == list(study.parts)
+    assert page.read_text() == (committed / "README.md").read_text()
 
-    result = page.parent / "digits.json"
-    result.write_text(measured.replace('"batch_size": ', '"batch_size": 1'))
+    result = page.parent / f"{runs[0]}.json"
+    content = json.loads(result.read_text())
+    content["config"]["seeds"] = [7]
+    result.write_text(json.dumps(content))
     assert reproduce.main(command) == 2
-    assert "it differs in batch_size" in capsys.readouterr().err
+    assert "seeds was [7] and is [0, 1, 2, 3, 4]" in capsys.readouterr().err
+    assert reproduce.main([*command, "--rerun"]) == 0
+    assert runs == [*study.parts, runs[0]]
+    result.write_text("{}")
+    assert reproduce.main([*command, "--render_only"]) == 2
+    assert "must hold the result of a study" in capsys.readouterr().err
+
+
+def test_a_study_that_is_stopped_has_no_result(tmp_path, monkeypatch, capsys):
+    def run(config, workdir):
+        time.sleep(5)
+
+    study = STUDIES["lottery"]._replace(run=run)
+    monkeypatch.setitem(STUDIES, "lottery", study)
+    flags = [f"--results={tmp_path}", f"--workdir={tmp_path}/w", "--max_hours=1e-5"]
+    assert reproduce.main(["--table=lottery", *flags]) == EXIT_PREEMPTED
+    assert "run the command again" in capsys.readouterr().err
+    assert "Not run." in (tmp_path / "lottery" / "README.md").read_text()
+
+
+def test_a_study_refuses_what_chooses_among_runs(tmp_path, capsys):
+    flags = ["--table=lottery", "--seeds=1", f"--results={tmp_path}"]
+    assert reproduce.main(flags) == 2
+    assert "seeds must not be given for table lottery" in capsys.readouterr().err
