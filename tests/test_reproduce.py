@@ -347,36 +347,50 @@ def test_a_page_without_runs_and_with_some():
 # --- Studies --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_study_is_run_once_and_shown(name, tmp_path, monkeypatch, capsys):
-    study, committed, runs = STUDIES[name], ROOT / "results" / name, []
+def replaced(monkeypatch, name):
+    """Puts what was measured in the place of running; gives the parts that are run."""
+    runs = []
 
     def run(config, workdir):
         runs.append(workdir.name)
-        measured = (committed / f"{workdir.name}.json").read_text()
-        (workdir / "results.json").write_text(measured)
+        measured = ROOT / "results" / name / f"{workdir.name}.json"
+        (workdir / "results.json").write_text(measured.read_text())
 
-    monkeypatch.setitem(STUDIES, name, study._replace(run=run))
-    paths = [f"--results={tmp_path}/results", f"--workdir={tmp_path}/runs"]
-    command = [f"--table={name}", *paths]
-    page = tmp_path / "results" / name / "README.md"
+    monkeypatch.setitem(STUDIES, name, STUDIES[name]._replace(run=run))
+    return runs
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_run_once_and_shown(name, tmp_path, monkeypatch):
+    runs, parts = replaced(monkeypatch, name), list(STUDIES[name].parts)
+    command = [f"--table={name}", f"--results={tmp_path}", f"--workdir={tmp_path}/runs"]
+    page = tmp_path / name / "README.md"
     assert reproduce.main([*command, "--render_only"]) == 0
-    assert page.read_text().count("Not run.") == len(study.parts) and not runs
-    for _ in range(2):
-        assert reproduce.main(command) == 0
-        assert runs == list(study.parts)
-    assert page.read_text() == (committed / "README.md").read_text()
+    assert page.read_text().count("Not run.") == len(parts) and not runs
+    assert reproduce.main(command) == 0
+    assert page.read_text() == (ROOT / "results" / name / "README.md").read_text()
+    reproduce.run_study(name, tmp_path, tmp_path / "runs")
+    assert runs == parts
 
-    result = page.parent / f"{runs[0]}.json"
+
+def test_a_study_of_another_configuration_is_refused_or_replaced(
+    tmp_path, monkeypatch, capsys
+):
+    runs = replaced(monkeypatch, "generalization")
+    command = ["--table=generalization", f"--results={tmp_path}"]
+    command.append(f"--workdir={tmp_path}/runs")
+    assert reproduce.main(command) == 0
+    result = tmp_path / "generalization" / "spread.json"
     content = json.loads(result.read_text())
     content["config"]["seeds"] = [7]
     result.write_text(json.dumps(content))
-    assert reproduce.main(command) == 2
-    assert "seeds was [7] and is [0, 1, 2, 3, 4]" in capsys.readouterr().err
+    for arguments in (command, [*command, "--render_only"]):
+        assert reproduce.main(arguments) == 2
+        assert "seeds was [7] and is [0, 1, 2, 3, 4]" in capsys.readouterr().err
     assert reproduce.main([*command, "--rerun"]) == 0
-    assert runs == [*study.parts, runs[0]]
+    assert runs == ["axis", "spread", "spread"]
     result.write_text("{}")
-    assert reproduce.main([*command, "--render_only"]) == 2
+    assert reproduce.main(command) == 2
     assert "must hold the result of a study" in capsys.readouterr().err
 
 
