@@ -86,7 +86,8 @@ def test_reaches_the_sparsity(name):
             params = make_params()
             replica = rep.make_replica(0, sparsity, start, params, "erk")
             runs.append((replica, params))
-        replicas, state = rep.stack_replicas(transform, runs)
+        replicas, params = rep.stack(runs)
+        state = rep.compile_start(transform)(replicas, params)
 
         def run(replica, state, transform=transform):
             (params, opt_state), active = train(transform(replica), *state)
