@@ -129,16 +129,17 @@ def networks_of(rows: Sequence[Row], measure: str) -> list[str]:
     return list(dict.fromkeys(row.network for row in rows if row.measure == measure))
 
 
-def report(rows: Sequence[Row], title: str) -> str:
+def report(records: Sequence[Record], title: str) -> str:
     """Writes all tables.
 
     Args:
-        rows: What `summarise` gives.
+        records: All records of a study.
         title: What was studied.
 
     Returns:
         Markdown.
     """
+    rows = summarise(records)
     seeds = rows[0].value.samples
     parts = [
         f"# {title}",

@@ -39,8 +39,7 @@ def run_experiment(config: ConfigDict, workdir: Path) -> None:
             records += found
             seconds += took
             progress.update(done)
-    rows = summarise(records)
-    text = report(rows, TITLE)
+    rows, text = summarise(records), report(records, TITLE)
     write_study(workdir, config, seconds, records, rows, text)
     plot_accuracy(rows, workdir / "accuracy.png")
     print(text)

@@ -91,16 +91,17 @@ def summarise(records: Sequence[Record]) -> list[Row]:
     return [row(*key) for key in groups]
 
 
-def report(rows: Sequence[Row], title: str) -> str:
+def report(records: Sequence[Record], title: str) -> str:
     """Writes all tables.
 
     Args:
-        rows: What `summarise` gives.
+        records: All records of a study.
         title: What was studied.
 
     Returns:
         Markdown.
     """
+    rows = summarise(records)
     seeds = rows[0].accuracy.samples
     parts = [
         f"# {title}",

@@ -11,14 +11,20 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import digits
+from experiments.auto_s_study import experiment as auto_s_study
+from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
 from experiments.comparison.results import report as comparison_report
 from experiments.configs import (
+    auto_s,
     digits_before_during_after,
+    freezing_digits,
     generalization,
     lottery_digits,
     plasticity_digits,
 )
+from experiments.freezing_study import experiment as freezing_study
+from experiments.freezing_study import results as freezing_results
 from experiments.generalization_study import experiment as generalization_study
 from experiments.generalization_study import results as generalization_results
 from experiments.lottery_study import experiment as lottery_study
@@ -69,6 +75,11 @@ def _of_methods(content: Content, title: str) -> str:
 
 
 STUDIES: Mapping[str, Study] = {
+    "auto_s": Study(
+        auto_s_study.run_experiment,
+        _of_records(auto_s_results.Record, auto_s_results.report),
+        {"digits": (auto_s_study.TITLE, auto_s.get_config)},
+    ),
     "before_during_after": Study(
         digits.compare,
         _of_methods,
@@ -78,6 +89,11 @@ STUDIES: Mapping[str, Study] = {
                 digits_before_during_after.get_config,
             )
         },
+    ),
+    "freezing": Study(
+        freezing_study.run_experiment,
+        _of_records(freezing_results.Record, freezing_results.report),
+        {"digits": (freezing_study.TITLE, freezing_digits.get_config)},
     ),
     "generalization": Study(
         generalization_study.run_experiment,
