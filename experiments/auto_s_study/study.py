@@ -14,8 +14,8 @@ All seeds run side by side on one `jax.vmap` axis, each with a scoring network o
 own, so that they are independent of each other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from experiments.record.study import do_once
 from experiments.training import criterion
 
 PyTree = Any
+Load = Callable[[str], tuple[Problem, Programs]]
 
 # What is drawn from a seed, each with a key of its own: the networks of the source and
 # of a target differ, also where both have the same recipe.
@@ -54,10 +55,18 @@ def run_study(config: ConfigDict, workdir: Path) -> tuple[list[Record], float]:
         All records, and the wall time of all commands together, in seconds.
     """
     scorer = ScoreMLP(config.score_width)
-    parts = {HELD_OUT: partial(_learn, scorer, config, workdir)}
+
+    @cache  # what is compiled for a network serves all parts that have it
+    def load(name: str) -> tuple[Problem, Programs]:
+        problem = load_problem(name, config)
+        return problem, make_programs(problem.model, scorer, config)
+
+    parts = {HELD_OUT: partial(_learn, load, scorer, config, workdir)}
     for target in config.targets:
         for measure, do in (("correlation", _rank_weights), ("accuracy", _prune)):
-            parts[f"{target}_{measure}"] = partial(do, target, scorer, config, workdir)
+            parts[f"{target}_{measure}"] = partial(
+                do, target, load, scorer, config, workdir
+            )
     records, seconds = [], 0.0
     with Progress(len(parts), description="Criteria, and their targets") as progress:
         for done, (name, do) in enumerate(parts.items(), start=1):
@@ -68,29 +77,28 @@ def run_study(config: ConfigDict, workdir: Path) -> tuple[list[Record], float]:
     return records, seconds
 
 
-def _load(
-    target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+def _draw(
+    target: str, load: Load, scorer: ScoreMLP, config: ConfigDict, workdir: Path
 ) -> tuple[Programs, Case, dict[str, PyTree]]:
     """Draws new networks of a target, and scores their weights."""
     files = [_file(workdir, seed) for seed in config.seeds]
     variables = _stack([criterion.load_score(file, scorer) for file in files])
-    problem = load_problem(target, config)
-    programs = make_programs(problem.model, scorer, config)
+    problem, programs = load(target)
     cases = _cases(problem, config, "target")
     return programs, cases, programs.score(cases, variables)
 
 
 def _rank_weights(
-    target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+    target: str, load: Load, scorer: ScoreMLP, config: ConfigDict, workdir: Path
 ) -> list[Record]:
-    programs, cases, scores = _load(target, scorer, config, workdir)
+    programs, cases, scores = _draw(target, load, scorer, config, workdir)
     return _correlate(target, scores, programs.label(cases), config)
 
 
 def _prune(
-    target: str, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+    target: str, load: Load, scorer: ScoreMLP, config: ConfigDict, workdir: Path
 ) -> list[Record]:
-    programs, cases, scores = _load(target, scorer, config, workdir)
+    programs, cases, scores = _draw(target, load, scorer, config, workdir)
     dense = jax.vmap(sj.dense_masks)(cases.params)
     one = jax.tree.map(lambda leaf: leaf[0], cases.params)
     size = sj.count_prunable(sj.dense_masks(one))
@@ -144,10 +152,11 @@ def _cases(problem: Problem, config: ConfigDict, role: str) -> Case:
     )
 
 
-def _learn(scorer: ScoreMLP, config: ConfigDict, workdir: Path) -> list[Record]:
+def _learn(
+    load: Load, scorer: ScoreMLP, config: ConfigDict, workdir: Path
+) -> list[Record]:
     """Fits a scoring network for each seed, saves it, and tries it on other weights."""
-    problem = load_problem(config.source, config)
-    programs = make_programs(problem.model, scorer, config)
+    problem, programs = load(config.source)
     cases = _cases(problem, config, "source")
     features, labels = programs.featurise(cases), programs.label(cases)
 
