@@ -126,8 +126,8 @@ def train_gated(
     """
     tx = _optimizer(config, _steps(train, config))
     images, labels = map(jnp.asarray, train)
-    # Over the epochs from 0 to 1.
-    ramp = np.linspace(0, 1, config.epochs, dtype=np.float32)
+    # From 0 to 1 over the first half of the epochs.
+    ramp = np.minimum(np.arange(config.epochs) / (config.epochs // 2), 1)
 
     def one(seed: Any, target: Any, polarisation: Any, order: Any) -> Gated:
         def loss(params: PyTree, batch: Any, strength: Any) -> jax.Array:
@@ -155,7 +155,7 @@ def train_gated(
         init = GatedDigitsCNN(CLASSES).init(jax.random.key(seed), images[:1])
         params = init["params"]
         state, undecided = jax.lax.scan(
-            epoch, State(params, tx.init(params)), (order, ramp)
+            epoch, State(params, tx.init(params)), (order, ramp.astype(np.float32))
         )
         _, gates = _with_gates(state.params, images)
         return Gated(state.params, sj.consensus(gates), undecided)
@@ -166,8 +166,9 @@ def train_gated(
 
 
 def _undecided(gates: Units) -> jax.Array:
-    shares = jnp.concatenate([jnp.mean(g, axis=0) for g in jax.tree.leaves(gates)])
-    return jnp.mean((shares > 0) & (shares < 1))
+    """The share of the units that are on for some of the inputs and off for others."""
+    every = jnp.concatenate(jax.tree.leaves(gates), axis=1) > 0
+    return jnp.mean(jnp.any(every, axis=0) & ~jnp.all(every, axis=0))
 
 
 def init_static(
