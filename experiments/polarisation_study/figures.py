@@ -27,12 +27,14 @@ from experiments.record.accuracy_figure import (
 )
 from sparsejax.analysis.plasticity import Estimate
 
+# Of static networks. With their gates, relatives of the same marker.
 _LOOKS = {
     POLARISED: Look("#D55E00", "o"),
     NO_PENALTY: Look("#0072B2", "s"),
     RANDOM: Look("#7f7f7f", "X"),
     MAGNITUDE: Look("#009E73", "D"),
 }
+_GATED_COLORS = {POLARISED: "#E69F00", NO_PENALTY: "#56B4E9"}
 
 
 def plot_study(rows: Sequence[Row], path: Path) -> None:
@@ -67,7 +69,8 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
         if form in GATED:
             gated = [row.gated_accuracy for row in chosen]
             name = f"{LABELS[form]}, kept"
-            lines.append((name, Look(look.color, "_"), [e for e in gated if e]))
+            pale = Look(_GATED_COLORS[form], look.marker)
+            lines.append((name, pale, [e for e in gated if e]))
             lines.append((f"{LABELS[form]}, removed", look, static))
         else:
             lines.append((LABELS[form], look, static))
@@ -95,8 +98,7 @@ def _draw_undecided(axes: Axes, rows: Sequence[Row]) -> None:
         epochs = range(1, len(shares) + 1)
         axes.plot(epochs, shares, color=_LOOKS[row.form].color, alpha=alpha)
     axes.set_ylim(0)
-    axes.set_xlabel("Epoch")
+    axes.set_xlabel("Epoch (the paler, the fewer are to be on)")
     axes.grid(axis="y", color="0.93")
     axes.set_axisbelow(True)
-    shown = ", ".join(f"{100 * target:g}" for target in targets)
-    axes.set_title(f"Undecided units (%), pale to the fewest: {shown} %", fontsize=10)
+    axes.set_title("Undecided units (%)", fontsize=10)

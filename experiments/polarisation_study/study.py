@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments.input.digits import CLASSES, IMAGE_SHAPE, Split
 from experiments.models.digits_cnn import LAYERS, DigitsCNN
+from experiments.models.gated_digits_cnn import without_gates
 from experiments.polarisation_study.results import Record
 from experiments.polarisation_study.settings import (
     DENSE,
@@ -34,7 +34,7 @@ from experiments.polarisation_study.settings import (
     RANDOM,
 )
 from experiments.polarisation_study.train import (
-    State,
+    Gated,
     Units,
     init_static,
     largest_units,
@@ -46,6 +46,7 @@ from experiments.polarisation_study.train import (
 )
 
 PyTree = Any
+Cell = tuple[float, int]  # target, seed
 
 
 def run_study(config: ConfigDict, data: Split) -> tuple[list[Record], float]:
@@ -60,100 +61,90 @@ def run_study(config: ConfigDict, data: Split) -> tuple[list[Record], float]:
     """
     started = time.perf_counter()
     cells = [(target, seed) for target in config.targets for seed in config.seeds]
-    targets, seeds = (np.array(column) for column in zip(*cells))
-    targets, seeds = targets.astype(np.float32), seeds.astype(np.int32)
-    strengths = {POLARISED: config.polarisation, NO_PENALTY: 0.0}
-    gated = train_gated(
-        np.tile(seeds, len(GATED)),
-        np.tile(targets, len(GATED)),
-        np.repeat([np.float32(strengths[form]) for form in GATED], len(cells)),
-        data.train,
-        config,
-    )
-    with_gates = measure_gated(gated, data.test)
-    static = measure_static(gated.params, gated.units, data.test)
-    records = [
-        make_record(
-            (form, *cells[i % len(cells)]),
-            _pick(gated.units, i),
-            float(static[i]),
-            gated_accuracy=float(with_gates.accuracy[i]),
-            changed=float(with_gates.changed[i]),
-            undecided=np.asarray(gated.undecided[i]).tolist(),
-        )
-        for i, form in enumerate(np.repeat(GATED, len(cells)).tolist())
-    ]
-
-    # The controls have the units of the first form, by number.
-    wanted = jax.tree.map(lambda units: units[: len(cells)], gated.units)
-    drawn = random_units(seeds, wanted)
-    state = init_static(seeds, drawn, data.train, config)
-    every_epoch = range(config.epochs)
-    state = train_static(state, drawn, seeds, every_epoch, data.train, config)
-    records += _records(RANDOM, cells, drawn, state, data)
-
-    # One run with all units a seed, which goes on as it is and with fewer.
-    middle = config.epochs // 2
-    own = np.array(config.seeds, np.int32)
-    full = {layer: jnp.ones((len(own), w), bool) for layer, w in _widths().items()}
-    state = init_static(own, full, data.train, config)
-    state = train_static(state, full, own, range(middle), data.train, config)
-    of_cell = np.tile(np.arange(len(own)), len(config.targets))
-    chosen = largest_units(_pick(state.params, of_cell), wanted)
-    places = np.concatenate([of_cell, np.arange(len(own))])
-    units = jax.tree.map(lambda *parts: jnp.concatenate(parts), chosen, full)
-    state = train_static(
-        _pick(state, places),
-        units,
-        own[places],
-        range(middle, config.epochs),
-        data.train,
-        config,
-    )
-    all_cells = [*cells, *((1.0, seed) for seed in config.seeds)]
-    last = _records(MAGNITUDE, all_cells, units, state, data)
-    records += [
-        record if record.target < 1 else record._replace(form=DENSE) for record in last
-    ]
+    gated, records = _train_gated(cells, data, config)
+    wanted = {layer: on[: len(cells)] for layer, on in gated.units.items()}
+    records += _train_controls(cells, jax.device_get(wanted), data, config)
     return records, time.perf_counter() - started
 
 
-def _widths() -> dict[str, int]:
-    return dict(zip(LAYERS, DigitsCNN(CLASSES).widths))
+def _train_gated(
+    cells: Sequence[Cell], data: Split, config: ConfigDict
+) -> tuple[Gated, list[Record]]:
+    """Trains both forms with gates, the polarised one first."""
+    strengths = {POLARISED: config.polarisation, NO_PENALTY: 0.0}
+    places = [(form, *cell) for form in GATED for cell in cells]
+    forms, targets, seeds = zip(*places)
+    gated = train_gated(
+        np.array(seeds, np.int32),
+        np.array(targets, np.float32),
+        np.array([strengths[form] for form in forms], np.float32),
+        data.train,
+        config,
+    )
+    measured = measure_gated(gated, data.test)
+    static = measure_static(without_gates(gated.params), gated.units, data.test)
+    records = [
+        _record(
+            place,
+            _pick(gated.units, i),
+            float(static[i]),
+            gated_accuracy=float(measured.accuracy[i]),
+            changed=float(measured.changed[i]),
+            undecided=np.asarray(gated.undecided[i]).tolist(),
+        )
+        for i, place in enumerate(places)
+    ]
+    return gated, records
+
+
+def _train_controls(
+    cells: Sequence[Cell], wanted: Units, data: Split, config: ConfigDict
+) -> list[Record]:
+    """Trains networks of given units, as many a layer as `wanted` has in each cell.
+
+    Random units and all units go through the first half of the epochs together. Then
+    networks with all units are copied, each copy with its largest units alone, and all
+    go through the second.
+    """
+    own = np.array(config.seeds, np.int32)
+    seeds = np.array([seed for _, seed in cells], np.int32)
+    drawn = random_units(seeds, wanted)
+    full = {layer: np.ones_like(on[: len(own)]) for layer, on in drawn.items()}
+    units, seeds = _concatenate(drawn, full), np.concatenate([seeds, own])
+    middle = config.epochs // 2
+    first, second = range(middle), range(middle, config.epochs)
+    state = init_static(seeds, units, data.train, config)
+    state = train_static(state, units, seeds, first, data.train, config)
+
+    copied = len(cells) + np.tile(np.arange(len(own)), len(config.targets))
+    largest = largest_units(_pick(state.params, copied), wanted)
+    everything = np.concatenate([np.arange(len(seeds)), copied])
+    state, units = _pick(state, everything), _concatenate(units, largest)
+    state = train_static(state, units, seeds[everything], second, data.train, config)
+    accuracies = measure_static(state.params, units, data.test)
+    places = [
+        *((RANDOM, *cell) for cell in cells),
+        *((DENSE, 1.0, seed) for seed in config.seeds),
+        *((MAGNITUDE, *cell) for cell in cells),
+    ]
+    return [
+        _record(place, _pick(units, i), float(accuracies[i]))
+        for i, place in enumerate(places)
+    ]
+
+
+def _concatenate(*units: Units) -> Units:
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *units)
 
 
 def _pick(tree: PyTree, places: int | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[places], tree)
 
 
-def _records(
-    form: str,
-    cells: Sequence[tuple[float, int]],
-    units: Units,
-    state: State,
-    data: Split,
-) -> list[Record]:
-    accuracies = measure_static(state.params, units, data.test)
-    return [
-        make_record((form, *cell), _pick(units, i), float(accuracies[i]))
-        for i, cell in enumerate(cells)
-    ]
-
-
-def make_record(
+def _record(
     place: tuple[str, float, int], units: Units, accuracy: float, **gated: Any
 ) -> Record:
-    """Sets down what came of one network, with the size of the static one.
-
-    Args:
-        place: Form, target and seed.
-        units: bool[units] by layer.
-        accuracy: Test accuracy of the static network, in [0, 1].
-        **gated: The fields that only networks with gates have.
-
-    Returns:
-        The record.
-    """
+    """What came of one network, with the size of the static one."""
     widths = [int(np.sum(units[layer])) for layer in LAYERS]
     parameters = flops = None
     if all(widths):

@@ -24,7 +24,7 @@ from experiments.models.digits_cnn import LAYERS, DigitsCNN
 from experiments.models.gated_digits_cnn import GatedDigitsCNN
 
 PyTree = Any
-Units = Mapping[str, jax.Array]  # by layer, [units]
+Units = Mapping[str, Any]  # by layer, [units]
 
 # Sets the keys of random units apart from others that a run derives from its seed.
 _STREAM = 0x6A7E
@@ -127,7 +127,8 @@ def train_gated(
     tx = _optimizer(config, _steps(train, config))
     images, labels = map(jnp.asarray, train)
     # From 0 to 1 over the first half of the epochs.
-    ramp = np.minimum(np.arange(config.epochs) / (config.epochs // 2), 1)
+    ramp = np.minimum(np.arange(config.epochs) / (config.epochs // 2), 1.0)
+    ramp = ramp.astype(np.float32)
 
     def one(seed: Any, target: Any, polarisation: Any, order: Any) -> Gated:
         def loss(params: PyTree, batch: Any, strength: Any) -> jax.Array:
@@ -138,7 +139,7 @@ def train_gated(
                 + config.activation * sj.activation_penalty(gates, target)
             )
 
-        def epoch(state: State, item: Any) -> tuple[State, jax.Array]:
+        def epoch(state: State, item: Any) -> tuple[State, Any]:
             batches, share = item
 
             def step(state: State, batch: Any) -> tuple[State, None]:
@@ -150,15 +151,14 @@ def train_gated(
 
             state, _ = jax.lax.scan(step, state, batches)
             _, gates = _with_gates(state.params, images)
-            return state, _undecided(gates)
+            return state, (sj.consensus(gates), _undecided(gates))
 
         init = GatedDigitsCNN(CLASSES).init(jax.random.key(seed), images[:1])
         params = init["params"]
-        state, undecided = jax.lax.scan(
-            epoch, State(params, tx.init(params)), (order, ramp.astype(np.float32))
-        )
-        _, gates = _with_gates(state.params, images)
-        return Gated(state.params, sj.consensus(gates), undecided)
+        start = State(params, tx.init(params))
+        state, (votes, undecided) = jax.lax.scan(epoch, start, (order, ramp))
+        units = jax.tree.map(lambda votes_of: votes_of[-1], votes)
+        return Gated(state.params, units, undecided)
 
     order = _order(seeds, range(config.epochs), train, config)
     trained: Gated = jax.jit(jax.vmap(one))(seeds, targets, polarisations, order)
@@ -242,28 +242,24 @@ def train_static(
     return trained
 
 
-@jax.jit
-@jax.vmap
-def random_units(seed: jax.Array, units: Units) -> Units:
+def random_units(seeds: np.ndarray, units: Units) -> Units:
     """Draws units at random, as many a layer as others have.
 
     Args:
-        seed: int32[n].
+        seeds: int32[n].
         units: bool[n, units] by layer.
 
     Returns:
         Units of the same number.
     """
-    key = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    keys = dict(zip(LAYERS, jax.random.split(key, len(LAYERS))))
-    return {
-        layer: sj.top_k_mask(jax.random.uniform(keys[layer], on.shape), jnp.sum(on))
-        for layer, on in units.items()
-    }
+
+    def draw(place: int, on: np.ndarray) -> np.ndarray:
+        generators = [np.random.default_rng((_STREAM, place, seed)) for seed in seeds]
+        return np.stack([g.permutation(row) for g, row in zip(generators, on)])
+
+    return {layer: draw(i, np.asarray(units[layer])) for i, layer in enumerate(LAYERS)}
 
 
-@jax.jit
-@jax.vmap
 def largest_units(params: PyTree, units: Units) -> Units:
     """Chooses the units with the largest norm of incoming weights.
 
@@ -274,14 +270,15 @@ def largest_units(params: PyTree, units: Units) -> Units:
     Returns:
         Units of the same number.
     """
-    norms = {
-        layer: jnp.linalg.norm(
-            params[layer]["kernel"].reshape(-1, units[layer].size), axis=0
-        )
-        for layer in units
-    }
+
+    def choose(kernel: np.ndarray, on: np.ndarray) -> np.ndarray:
+        norms = np.linalg.norm(kernel.reshape(len(on), -1, on.shape[-1]), axis=1)
+        ranks = np.argsort(np.argsort(-norms, axis=-1, kind="stable"), axis=-1)
+        return ranks < on.sum(axis=-1, keepdims=True)
+
     return {
-        layer: sj.top_k_mask(norms[layer], jnp.sum(on)) for layer, on in units.items()
+        layer: choose(np.asarray(params[layer]["kernel"]), np.asarray(on))
+        for layer, on in units.items()
     }
 
 
