@@ -6,9 +6,10 @@
 The method of arXiv 2302.10798, whose formulas were not found: see
 `sparsejax/methods/consensus.py` for our reading.
 
-Time: about 145 s of CPU time. Result: with the penalty of polarisation, gates can be removed
-without a loss down to a quarter of the units; without it, that costs 3.5 to 31.8 points. No
-better than random units of the same number; see `docs/polarisation.md`.
+Time: about 145 s of CPU time. Result: with the penalty of polarisation, gates can be
+removed without a loss down to a quarter of the units; without it, that costs 3.5 to
+31.8 points. Not told apart from random units of the same number; see
+`docs/polarisation.md`.
 """
 
 from ml_collections import ConfigDict
