@@ -158,6 +158,9 @@ def report(records: Sequence[Record], title: str) -> str:
         "t); differences are paired by seed, bold where the interval does not hold 0. "
         f"The network with all units has {interval_text(dense.accuracy)} %.",
         "## Static networks: test accuracy",
+        "Controls have as many units a layer as the polarised network of the same seed "
+        "and target. Random ones are trained from scratch; the largest are those of a "
+        "network that has had all units for half of the epochs.",
         _accuracy_table(others),
         "## What is left",
         f"Of {layers} units; parameters and FLOPs in percent of those of all units.",
