@@ -22,6 +22,7 @@ from experiments.configs import (
     generalization,
     lottery_digits,
     plasticity_digits,
+    polarisation_digits,
 )
 from experiments.freezing_study import experiment as freezing_study
 from experiments.freezing_study import results as freezing_results
@@ -34,6 +35,8 @@ from experiments.plasticity_study import experiment as plasticity_study
 from experiments.plasticity_study import results as plasticity_results
 from experiments.plasticity_study.store import OPERATIONAL
 from experiments.plasticity_study.store import Record as PlasticityRecord
+from experiments.polarisation_study import experiment as polarisation_study
+from experiments.polarisation_study import results as polarisation_results
 from experiments.record.configuration import differences
 from experiments.record.files import write_atomically
 from experiments.tables.render import provenance
@@ -126,6 +129,16 @@ STUDIES: Mapping[str, Study] = {
             "digits": (
                 "Pruning plasticity on scikit-learn's digits",
                 plasticity_digits.get_config,
+            )
+        },
+    ),
+    "polarisation": Study(
+        polarisation_study.run_experiment,
+        _of_records(polarisation_results.Record, polarisation_results.report),
+        {
+            "digits": (
+                "Consensus sub-networks on scikit-learn's digits",
+                polarisation_digits.get_config,
             )
         },
     ),
