@@ -6,11 +6,12 @@ The config file says what the comparison is, and what comes out. The same comman
 on after the last method that an earlier one has finished.
 """
 
-import json
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,11 +23,12 @@ from experiments.comparison import replicas as rep
 from experiments.comparison.courses import Course, density_history, run_of
 from experiments.comparison.figures import plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity
+from experiments.comparison.networks import make_network, network_conditions
 from experiments.comparison.results import (
     MethodResult,
-    from_json,
     report,
-    to_json,
+    save_method,
+    saved_method,
     write_results,
 )
 from experiments.comparison.training import make_program, train
@@ -36,9 +38,7 @@ from experiments.conditions import (
     refuse_unless,
     seeds_condition,
 )
-from experiments.input.digits import CLASSES, IMAGE_SHAPE, Split, load_split
-from experiments.models.digits_cnn import DigitsCNN
-from experiments.record.files import write_atomically
+from experiments.input.digits import IMAGE_SHAPE, Split, load_split
 from experiments.record.study import claim_folder
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 from experiments.training.sparse import NEED_SPARSITY
@@ -67,22 +67,18 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"different names out of {', '.join(LABELS)}",
     )
     yield (
-        "compared_with",
-        set(config.compared_with) <= set(config.methods) - {"dense"},
-        "names out of methods, dense not among them",
-    )
-    yield (
         "sparsities",
         distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
         "different numbers in (0, 1)",
     )
-    size = _prunable()
+    yield seeds_condition(config, "deviation")
+    yield from network_conditions(config)
+    size = _prunable(make_network(config))
     yield (
         "sparsities",
         distinct([int(sj.keep_count(s, size)) for s in (*config.sparsities, 1.0)]),
         f"such that each leaves another number of the {size} prunable weights",
     )
-    yield seeds_condition(config, "deviation")
     yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
     for field in ("validation_share", "test_share"):
         yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
@@ -122,9 +118,10 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
     )
 
 
-def _prunable() -> int:
+@functools.cache
+def _prunable(model: nn.Module) -> int:
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.float32)
-    params = jax.eval_shape(DigitsCNN(CLASSES).init, jax.random.key(0), image)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)
     return sj.count_prunable(jax.eval_shape(sj.dense_masks, params))
 
 
@@ -163,7 +160,7 @@ def train_method(
         pairs = [(sparsity, seed) for sparsity in sparsities for seed in config.seeds]
     networks: dict[tuple[float, int], Sequence[Course]] = {}
     if name in after_training.LABELS:
-        model = DigitsCNN(CLASSES)
+        model = make_network(config)
         each = after_training.train_and_prune(name, model, pairs, data, config)
         networks.update(zip(pairs, each))
     else:
@@ -194,7 +191,7 @@ def _train_side_by_side(
     name: str, pairs: Sequence[tuple[float, int]], data: Split, config: ConfigDict
 ) -> list[Course]:
     """Trains runs on one vmapped axis; of one sparsity, where the method needs it."""
-    model = DigitsCNN(CLASSES)
+    model = make_network(config)
     rule = before_training.trained_as(name)
     known = pairs[0][0] if name in NEED_SPARSITY else None
     runs = []
@@ -219,32 +216,30 @@ def _train_side_by_side(
 def compare(config: ConfigDict, workdir: Path) -> None:
     """Trains every method, prints the tables and writes all results.
 
-    What a method gave is on disk when it is done; the same comparison goes on from
-    there.
+    Methods that were finished in this folder before are not trained again.
 
     Args:
         config: As in `experiments/configs/digits.py`.
         workdir: A folder that can be written to.
 
     Raises:
-        ValueError: If the configuration cannot be run, or the folder holds another
-            comparison; the message says why.
+        ValueError: If the configuration cannot be run, or differs from that of the
+            folder in more than its methods; the message says why.
     """
     check_config(config)
-    claim_folder(workdir, config)
-    parts = workdir / "parts"
-    parts.mkdir(exist_ok=True)
+    claim_folder(workdir, config, operational=("methods",))
     data = load_data(config)
     results = []
     for name in config.methods:
-        part = parts / f"{name}.json"
-        if not part.exists():
-            write_atomically(part, to_json(train_method(name, data, config)))
-        results.append(from_json(json.loads(part.read_text())))
+        result = saved_method(workdir, name)
+        if result is None:
+            result = train_method(name, data, config)
+            save_method(workdir, result)
+        results.append(result)
     write_results(workdir, config.to_dict(), results)
     plot_accuracy(results, workdir / "accuracy.png")
     plot_density(results, workdir / "density.png")
-    print(f"\n{report(results, config.compared_with)}")
+    print(f"\n{report(results)}")
     print(f"{sum(result.wall_seconds for result in results):.0f} s of training.")
 
 

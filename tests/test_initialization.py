@@ -2,12 +2,15 @@
 
 import functools
 import warnings
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 
@@ -21,7 +24,11 @@ BATCHES = [
 ]
 
 
+TRACES = Counter()
+
+
 def outputs(params, batch):
+    TRACES["outputs"] += 1
     return jnp.tanh(batch[0] @ params["a"] + params["b"]) @ params["c"]
 
 
@@ -90,6 +97,40 @@ def test_counts_are_exact_and_jit_equals_eager(name):
     assert isinstance(masks["b"], optax.MaskedNode)
     traced = jax.jit(lambda p, b: prune(name, p, b, 0.7))(PARAMS, BATCHES)
     assert sj.overlap(masks, traced) == 1
+
+
+def sharded(batches):
+    """The batches as global arrays, an example on each of eight devices."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    for batch in batches:
+        x, y = jax.device_put(batch, NamedSharding(mesh, P("data")))
+        assert {shard.data.shape for shard in x.addressable_shards} == {(1, 5)}
+        yield x, y
+
+
+@every_method
+def test_an_iterator_over_sharded_batches_gives_the_same_masks(name):
+    masks = prune(name, PARAMS, sharded(BATCHES), 0.7)
+    assert sj.overlap(masks_of(name), masks) == 1
+
+
+@every_method
+def test_a_second_call_reuses_what_the_first_has_compiled(name):
+    first = masks_of(name)
+    compiled = Counter()
+
+    def count(event, duration, **_):
+        compiled[event] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    before = TRACES["outputs"]
+    try:
+        second = prune(name, PARAMS, iter(BATCHES), 0.7)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert sj.overlap(first, second) == 1
+    assert TRACES["outputs"] == before
+    assert compiled["/jax/core/compile/backend_compile_duration"] == 0
 
 
 @every_method

@@ -1,6 +1,6 @@
 """The rescaling trick, and what the edge of chaos is for."""
 
-import warnings
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,9 @@ import optax
 import pytest
 
 import sparsejax as sj
+from experiments.configs.edge_of_chaos import get_config
+from experiments.edge_of_chaos_study.experiment import run_experiment
+from experiments.edge_of_chaos_study.network import empty_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDTH, DEPTH = 32, 20
@@ -62,30 +65,25 @@ def test_a_variance_that_is_none_is_refused():
         sj.rescale_to_edge_of_chaos(jnp.ones((2, 2)), jnp.ones((2, 2), bool), 0.0)
 
 
-def empty_layers(depth, weight_variance, bias_variance):
-    """Layers that SNIP leaves empty at 95 %, in a network of that many layers."""
-    rng = np.random.default_rng(4)
-    scale = (weight_variance / WIDTH) ** 0.5
-    kernels = rng.normal(0, scale, (depth, WIDTH, WIDTH)).astype(np.float32)
-    biases = rng.normal(0, bias_variance**0.5, (depth, WIDTH)).astype(np.float32)
-    targets = rng.normal(size=(16, WIDTH)).astype(np.float32)
-
-    def loss(params, x):
-        layer = lambda x, p: (jax.nn.relu(x @ p[0] + p[1]), None)  # noqa: E731
-        x, _ = jax.lax.scan(layer, x, (params["kernels"], params["biases"]))
-        return jnp.mean((x - targets) ** 2)
-
-    stacked = [("kernels", sj.LayerRule(stacked=True)), ("biases", False)]
-    params = {"kernels": kernels, "biases": biases}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sj.EmptyLayerWarning)
-        masks = sj.snip(loss, params, [X], None, 0.95, prunable=stacked)
-    assert int(sj.count_active(masks)) == sj.keep_count(0.95, kernels.size)
-    return int(np.sum(~np.asarray(masks["kernels"]).any(axis=(1, 2))))
-
-
 def test_no_layer_is_pruned_away_on_the_edge_of_chaos():
+    sizes = {"width": WIDTH, "examples": 16, "sparsity": 0.95}
     depths = (4, 12, 24)
-    assert [empty_layers(depth, 2.0, 0.0) for depth in depths] == [0, 0, 0]
-    off = [empty_layers(depth, 1.0, 0.25) for depth in depths]
-    assert off[0] == 0 and 0 < off[1] < off[2]
+    on = [empty_layers(2.0, 0.0, depth, 0, **sizes) for depth in depths]
+    off = [empty_layers(1.0, 0.25, depth, 0, **sizes) for depth in depths]
+    assert on == [0, 0, 0]
+    assert off[0] == 0 < off[1] < off[2]
+
+
+def test_the_study_of_the_edge_writes_its_results(tmp_path):
+    config = get_config()
+    config.update({"depths": (1, 12), "seeds": (0, 1)})
+    run_experiment(config, tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    rows = {tuple(row[:4]): row[4] for row in content["rows"]}
+    assert len(rows) == 8 and rows[1.0, 0.25, 12, 0] > 0 == rows[2.0, 0.0, 12, 0]
+    assert content["summary"][-1]["with_any"] == 1
+    assert "(0 of 2)" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "empty_by_depth.png").read_bytes().startswith(b"\x89PNG")
+    config.variances = ((0.0, 1.0),)
+    with pytest.raises(ValueError, match=r"config\.variances must be different pairs"):
+        run_experiment(config, tmp_path)

@@ -184,6 +184,8 @@ def plot_density(results: Sequence[MethodResult], path: Path) -> None:
             ["all layers", *names],
             loc="center",
             title="Active weights of",
+            ncols=1 + len(paths) // 12,
+            fontsize="medium" if len(paths) < 12 else "xx-small",
         )
         for axes in grid.flat[len(results) :]:
             axes.set_axis_off()

@@ -64,8 +64,7 @@ def _of_records(
 def _of_methods(content: Content, title: str) -> str:
     """Reports a result of `experiments.digits`."""
     results = [from_json(method) for method in content["methods"]]
-    tables = comparison_report(results, content["config"]["compared_with"])
-    return f"# {title}\n\n{tables}"
+    return f"# {title}\n\n{comparison_report(results)}"
 
 
 STUDIES: Mapping[str, Study] = {

@@ -28,6 +28,7 @@ in each round, by operator precedence, where `density ** (1 / rounds)` is meant:
 tests the scoring network on weights that it was fitted to; hold some out.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ from sparsejax.checks import check_step, is_traced
 from sparsejax.initialization.averaging import (
     Batch,
     LossFn,
+    as_static,
     mean_gradients,
     weights_of,
 )
@@ -117,6 +119,21 @@ def auto_s_features(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
     return map_masked(lambda mask, *pair: jnp.stack(pair, axis=-1), masks, *scaled)
 
 
+@functools.partial(jax.jit, static_argnames=("score_fn", "chunk_size"))
+def _scores_of_all(
+    score_fn: ScoreFn, chunk_size: int, params: PyTree, grads: PyTree, masks: PyTree
+) -> PyTree:
+    def of_leaf(mask: jax.Array, features: jax.Array) -> jax.Array:
+        size = math.prod(mask.shape)
+        if not size:
+            return jnp.zeros(mask.shape, jnp.float32)
+        rows = features.reshape(size, 2)
+        score = jax.lax.map(score_fn, rows, batch_size=min(chunk_size, size))
+        return finite(score.astype(jnp.float32)).reshape(mask.shape)
+
+    return map_masked(of_leaf, masks, auto_s_features(params, grads, masks))
+
+
 def auto_s_scores(
     score_fn: ScoreFn,
     params: PyTree,
@@ -151,19 +168,7 @@ def auto_s_scores(
             f"weight; got {given}."
         )
 
-    def of_leaf(mask: jax.Array, features: jax.Array) -> jax.Array:
-        size = math.prod(mask.shape)
-        if not size:
-            return jnp.zeros(mask.shape, jnp.float32)
-        rows = features.reshape(size, 2)
-        score = jax.lax.map(score_fn, rows, batch_size=min(chunk_size, size))
-        return finite(score.astype(jnp.float32)).reshape(mask.shape)
-
-    @jax.jit
-    def of_all(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
-        return map_masked(of_leaf, masks, auto_s_features(params, grads, masks))
-
-    return of_all(params, grads, masks)
+    return _scores_of_all(as_static(score_fn), chunk_size, params, grads, masks)
 
 
 def auto_s(

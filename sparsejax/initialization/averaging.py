@@ -80,7 +80,26 @@ def weights_of(params: PyTree, masks: PyTree) -> PyTree:
     return map_masked(lambda mask, leaf: leaf, masks, params)
 
 
-# f and loss_fn are static: calls with the same functions share what is compiled.
+def as_static(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function one that can be a static argument of compiled functions.
+
+    Calls with an equal static argument share what is compiled, so the functions of this
+    package that are compiled take functions so, instead of closing over them.
+
+    Args:
+        function: Any callable object.
+
+    Returns:
+        The function, or where it cannot be hashed a new one that can, which is equal to
+        no other: then each call compiles.
+    """
+    try:
+        hash(function)
+    except TypeError:
+        return functools.partial(function)
+    return function
+
+
 @functools.partial(jax.jit, static_argnames=("f", "loss_fn"))
 def _of_batch(
     f: Callable[..., tuple[jax.Array, PyTree]], loss_fn: LossFn, args: Any, batch: Batch
@@ -126,10 +145,7 @@ def mean_over_batches(
         ValueError: If there are no batches, or one gives a loss or an entry that is
             not finite; the message has its index. Traced values are not looked at.
     """
-    try:
-        hash(loss_fn)
-    except TypeError:  # a callable object that cannot be a key: compiled at each call
-        loss_fn = functools.partial(loss_fn)
+    loss_fn = as_static(loss_fn)
     sums, number = None, 0
     for index, batch in enumerate(batches):
         sound, tree = _of_batch(f, loss_fn, args, batch)

@@ -13,6 +13,7 @@ added. The density after round t of T is d^(t/T); pruned weights do not come bac
 dense phase is one step of plain gradient descent for each batch.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,12 @@ import jax.numpy as jnp
 
 from sparsejax import scores
 from sparsejax.checks import check_step, is_traced
-from sparsejax.initialization.averaging import Batch, LossFn, mean_gradients
+from sparsejax.initialization.averaging import (
+    Batch,
+    LossFn,
+    as_static,
+    mean_gradients,
+)
 from sparsejax.initialization.budget import keep_best, keep_budget
 from sparsejax.initialization.collapse import warn_of_empty_layers
 from sparsejax.masks import apply_masks, count_active, dense_masks
@@ -60,6 +66,19 @@ def drive_scores(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
         return jax.tree.map(lambda s: s / jnp.where(mean > 0, mean, 1), term)
 
     return jax.tree.map(lambda *parts: sum(parts), *map(share, terms))
+
+
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def _descend(
+    loss_fn: LossFn, params: PyTree, batch: Batch, learning_rate: Any
+) -> tuple[PyTree, jax.Array]:
+    """Takes a step of gradient descent; says whether the gradients are finite."""
+    grads = jax.grad(loss_fn)(params, batch)
+    new = jax.tree.map(
+        lambda w, g: (w - learning_rate * g).astype(w.dtype), params, grads
+    )
+    sound = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
+    return new, jnp.all(jnp.stack(sound))
 
 
 def drive(
@@ -103,19 +122,10 @@ def drive(
     rules = layer_rules(params, prunable)
     budget = keep_budget(params, rules, sparsity, rounds)
     batches = list(batches)
-
-    @jax.jit
-    def step(params: PyTree, batch: Batch) -> tuple[PyTree, jax.Array]:
-        grads = jax.grad(loss_fn)(params, batch)
-        new = jax.tree.map(
-            lambda w, g: (w - learning_rate * g).astype(w.dtype), params, grads
-        )
-        sound = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
-        return new, jnp.all(jnp.stack(sound))
-
+    loss_fn = as_static(loss_fn)
     trained = params
     for index, batch in enumerate(batches):
-        trained, sound = step(trained, batch)
+        trained, sound = _descend(loss_fn, trained, batch, learning_rate)
         if not is_traced(sound) and not sound:
             raise ValueError(
                 f"batches: batch {index} gives gradients that are not finite (NaN or "

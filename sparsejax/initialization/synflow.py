@@ -24,6 +24,7 @@ normalisation belongs in evaluation mode: `apply_fn` holds its running mean 0 an
 variance 1. A branch that starts at a scale of 0, or a head of zeros, has no flow.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy as np
 
 from sparsejax import scores
 from sparsejax.checks import check_step, is_traced
-from sparsejax.initialization.averaging import weights_of, with_weights
+from sparsejax.initialization.averaging import as_static, weights_of, with_weights
 from sparsejax.initialization.budget import Budget, keep_best, keep_budget
 from sparsejax.initialization.collapse import warn_of_empty_layers
 from sparsejax.masks import apply_masks, dense_masks
@@ -135,6 +136,35 @@ def synflow_scores(
     return score
 
 
+# A tree whose leaves are all hashable, such as rules or shapes, as a static argument.
+_Frozen = tuple[Any, tuple[Any, ...]]
+
+
+def _freeze(tree: PyTree) -> _Frozen:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(leaves)
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "inputs", "rules", "rounds"))
+def _all_rounds(
+    apply_fn: ApplyFn,
+    inputs: _Frozen,
+    rules: _Frozen,
+    rounds: int,
+    params: PyTree,
+    dense: PyTree,
+    budget: Budget,
+) -> tuple[PyTree, jax.Array]:
+    """Gives the masks, and for each round whether there was any flow."""
+    shapes, layers = jax.tree.unflatten(*inputs), jax.tree.unflatten(*rules)
+
+    def one_round(masks: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
+        score, sound = _flow(apply_fn, params, shapes, masks)
+        return keep_best(score, masks, layers, budget, index), sound
+
+    return jax.lax.scan(one_round, dense, jnp.arange(rounds))
+
+
 def synflow(
     apply_fn: ApplyFn,
     params: PyTree,
@@ -184,17 +214,15 @@ def synflow(
     if inputs is None:
         raise ValueError("batches must hold at least one input; got none.")
     inputs = jax.eval_shape(lambda tree: tree, inputs)
-
-    @jax.jit
-    def all_rounds(params: PyTree, budget: Budget) -> tuple[PyTree, jax.Array]:
-        def one_round(masks: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
-            score, sound = _flow(apply_fn, params, inputs, masks)
-            return keep_best(score, masks, rules, budget, index), sound
-
-        start = dense_masks(params, prunable)
-        return jax.lax.scan(one_round, start, jnp.arange(rounds))
-
-    masks, sound = all_rounds(params, jax.tree.map(jnp.asarray, budget))
+    masks, sound = _all_rounds(
+        as_static(apply_fn),
+        _freeze(inputs),
+        _freeze(rules),
+        rounds,
+        params,
+        dense_masks(params, prunable),
+        jax.tree.map(jnp.asarray, budget),
+    )
     _refuse_without_flow(sound)
     warn_of_empty_layers(masks, rules)
     return masks
