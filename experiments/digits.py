@@ -7,6 +7,7 @@ on after the last method that an earlier one has finished.
 """
 
 import functools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,9 @@ from experiments.comparison.methods import first_sparsity
 from experiments.comparison.networks import make_network, network_conditions
 from experiments.comparison.results import (
     MethodResult,
+    from_json,
     report,
-    save_method,
-    saved_method,
+    to_json,
     write_results,
 )
 from experiments.comparison.training import make_program, train
@@ -39,6 +40,7 @@ from experiments.conditions import (
     seeds_condition,
 )
 from experiments.input.digits import IMAGE_SHAPE, Split, load_split
+from experiments.record.files import write_atomically
 from experiments.record.study import claim_folder
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 from experiments.training.sparse import NEED_SPARSITY
@@ -67,11 +69,15 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"different names out of {', '.join(LABELS)}",
     )
     yield (
+        "compared_with",
+        set(config.compared_with) <= set(config.methods) - {"dense"},
+        "names out of methods, dense not among them",
+    )
+    yield (
         "sparsities",
         distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
         "different numbers in (0, 1)",
     )
-    yield seeds_condition(config, "deviation")
     yield from network_conditions(config)
     size = _prunable(make_network(config))
     yield (
@@ -79,6 +85,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         distinct([int(sj.keep_count(s, size)) for s in (*config.sparsities, 1.0)]),
         f"such that each leaves another number of the {size} prunable weights",
     )
+    yield seeds_condition(config, "deviation")
     yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
     for field in ("validation_share", "test_share"):
         yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
@@ -216,30 +223,32 @@ def _train_side_by_side(
 def compare(config: ConfigDict, workdir: Path) -> None:
     """Trains every method, prints the tables and writes all results.
 
-    Methods that were finished in this folder before are not trained again.
+    What a method gave is on disk when it is done; the same comparison, of these or of
+    more methods, goes on from there.
 
     Args:
         config: As in `experiments/configs/digits.py`.
         workdir: A folder that can be written to.
 
     Raises:
-        ValueError: If the configuration cannot be run, or differs from that of the
-            folder in more than its methods; the message says why.
+        ValueError: If the configuration cannot be run, or the folder holds another
+            comparison; the message says why.
     """
     check_config(config)
-    claim_folder(workdir, config, operational=("methods",))
+    claim_folder(workdir, config, operational=("methods", "compared_with"))
+    parts = workdir / "parts"
+    parts.mkdir(exist_ok=True)
     data = load_data(config)
     results = []
     for name in config.methods:
-        result = saved_method(workdir, name)
-        if result is None:
-            result = train_method(name, data, config)
-            save_method(workdir, result)
-        results.append(result)
+        part = parts / f"{name}.json"
+        if not part.exists():
+            write_atomically(part, to_json(train_method(name, data, config)))
+        results.append(from_json(json.loads(part.read_text())))
     write_results(workdir, config.to_dict(), results)
     plot_accuracy(results, workdir / "accuracy.png")
     plot_density(results, workdir / "density.png")
-    print(f"\n{report(results)}")
+    print(f"\n{report(results, config.compared_with)}")
     print(f"{sum(result.wall_seconds for result in results):.0f} s of training.")
 
 

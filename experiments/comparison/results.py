@@ -13,9 +13,6 @@ from experiments.record.files import write_atomically
 from experiments.record.markdown import gain_text, markdown_table
 from sparsejax.analysis.plasticity import mean_with_interval
 
-# What prunes before and during training at least cost: others are set beside them.
-_BASELINES = ("snip", "gmp")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -188,39 +185,30 @@ def epochs_table(results: Sequence[MethodResult]) -> str:
     return markdown_table(rows) if len(rows) > 1 else ""
 
 
-def paired_table(results: Sequence[MethodResult], baseline: str) -> str:
-    """Sets how much better each method is than one of them, as a Markdown table.
+def difference_table(results: Sequence[MethodResult], reference: str) -> str:
+    """Sets test accuracy minus that of one method, in points, as a Markdown table.
 
     Args:
         results: One a method.
-        baseline: The name of the method that the others are compared with.
+        reference: The short name of that method.
 
     Returns:
-        A row for each other method that was run at sparsities of the baseline, with
-        mean differences of test accuracy in points, paired by seed, and half of the
-        95 % confidence interval, in bold where it does not hold 0; "" where there is
-        none.
+        A row for each other method, but for the dense network, with 95 % confidence
+        intervals of the differences, paired by seed.
     """
-    runs = [
-        run for result in results if result.method == baseline for run in result.runs
-    ]
-    accuracy = {(run.sparsity, run.seed): run.test_accuracy for run in runs}
-    sparsities = sorted({run.sparsity for run in runs})
+    to = next(result for result in results if result.method == reference)
+    sparsities = _sparsities([to])
 
     def cell(result: MethodResult, sparsity: float) -> str:
-        gains = [
-            100 * (run.test_accuracy - accuracy[sparsity, run.seed])
-            for run in result.runs_at(sparsity)
-            if (sparsity, run.seed) in accuracy
-        ]
-        return gain_text(mean_with_interval(gains)) if len(gains) > 1 else ""
+        theirs = {run.seed: run.test_accuracy for run in to.runs_at(sparsity)}
+        runs = result.runs_at(sparsity)
+        gains = [100 * (run.test_accuracy - theirs[run.seed]) for run in runs]
+        return gain_text(mean_with_interval(gains))
 
-    rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
-    for result in results:
-        cells = [cell(result, sparsity) for sparsity in sparsities]
-        if result.method != baseline and any(cells):
-            rows.append([result.label, *cells])
-    return markdown_table(rows) if len(rows) > 1 else ""
+    others = [result for result in results if result.method not in ("dense", reference)]
+    rows = [[f"Minus {to.label}", *(f"{100 * s:g} %" for s in sparsities)]]
+    rows += [[r.label, *(cell(r, s) for s in sparsities)] for r in others]
+    return markdown_table(rows)
 
 
 def failures_table(results: Sequence[MethodResult]) -> str:
@@ -248,11 +236,12 @@ def failures_table(results: Sequence[MethodResult]) -> str:
     return markdown_table(rows) if len(rows) > 1 else ""
 
 
-def report(results: Sequence[MethodResult]) -> str:
+def report(results: Sequence[MethodResult], compared_with: Sequence[str] = ()) -> str:
     """Writes all tables, each under a sentence that says what it shows.
 
     Args:
         results: One a method.
+        compared_with: Short names of methods to set the others beside.
 
     Returns:
         Markdown.
@@ -266,22 +255,27 @@ def report(results: Sequence[MethodResult]) -> str:
     if longer := epochs_table(results):
         sentence = "Epochs of all training that leads to a network, by sparsity"
         parts += [sentence, longer]
-    labels = {result.method: result.label for result in results}
-    for baseline in _BASELINES:
-        if gains := paired_table(results, baseline):
-            parts += [
-                f"Test accuracy minus {labels[baseline]}'s in points, paired by seed: "
-                "mean ± half of the 95 % confidence interval (Student's t), bold where "
-                "that does not hold 0",
-                gains,
-            ]
+    for reference in compared_with:
+        parts += [
+            "Difference in points, paired by seed, ± half of the 95 % confidence "
+            "interval (Student's t), bold where the interval does not hold 0",
+            difference_table(results, reference),
+        ]
     if failures := failures_table(results):
         chance = f"{100 / CLASSES:g} %"
         parts += [f"Runs that failed; guessing gives {chance}", failures]
     return "\n\n".join(parts) + "\n"
 
 
-def _to_json(result: MethodResult) -> str:
+def to_json(result: MethodResult) -> str:
+    """Writes what a method gave.
+
+    Args:
+        result: It.
+
+    Returns:
+        JSON.
+    """
     return json.dumps(dataclasses.asdict(result))
 
 
@@ -301,34 +295,6 @@ def from_json(content: Mapping[str, Any]) -> MethodResult:
     return MethodResult(**{**content, **lists})
 
 
-def save_method(workdir: Path, result: MethodResult) -> None:
-    """Keeps what a method gave, so that the comparison can go on after it.
-
-    Args:
-        workdir: The folder of the comparison.
-        result: What the method gave.
-    """
-    folder = workdir / "methods"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{result.method}.json", _to_json(result) + "\n")
-
-
-def saved_method(workdir: Path, name: str) -> MethodResult | None:
-    """Reads what `save_method` kept.
-
-    Args:
-        workdir: The folder of the comparison.
-        name: The method's short name.
-
-    Returns:
-        What the method gave; None where it has not been run in this folder.
-    """
-    path = workdir / "methods" / f"{name}.json"
-    if not path.exists():
-        return None
-    return from_json(json.loads(path.read_text()))
-
-
 def write_results(
     workdir: Path, config: Mapping[str, Any], results: Sequence[MethodResult]
 ) -> None:
@@ -341,7 +307,8 @@ def write_results(
     """
     head = {"config": config, "environment": describe_environment()}
     entries = [f"{json.dumps(name)}: {json.dumps(head[name])}" for name in head]
-    methods = ",\n".join(_to_json(result) for result in results)
+    methods = ",\n".join(to_json(result) for result in results)
     entries.append(f'"methods": [\n{methods}\n]')
     write_atomically(workdir / "results.json", "{\n" + ",\n".join(entries) + "\n}\n")
-    write_atomically(workdir / "results.md", report(results))
+    text = report(results, config["compared_with"])
+    write_atomically(workdir / "results.md", text)

@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     # decides first weights, first masks, order of examples and random growth.
     config.methods = ("dense", "static", "set", "rigl", "gmp", "granet", "granet_st")
     config.sparsities = (0.9, 0.95, 0.98)
+    # Methods that a table of differences sets all others beside.
+    config.compared_with = ()
     config.seeds = (0, 1, 2, 3, 4)
 
     # The network: a key of `experiments.comparison.networks.NETWORKS`.

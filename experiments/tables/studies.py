@@ -64,7 +64,8 @@ def _of_records(
 def _of_methods(content: Content, title: str) -> str:
     """Reports a result of `experiments.digits`."""
     results = [from_json(method) for method in content["methods"]]
-    return f"# {title}\n\n{comparison_report(results)}"
+    tables = comparison_report(results, content["config"]["compared_with"])
+    return f"# {title}\n\n{tables}"
 
 
 STUDIES: Mapping[str, Study] = {
