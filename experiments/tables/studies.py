@@ -18,6 +18,7 @@ from experiments.configs import (
     generalization,
     lottery_digits,
     plasticity_digits,
+    polarisation_digits,
 )
 from experiments.generalization_study import experiment as generalization_study
 from experiments.generalization_study import results as generalization_results
@@ -28,6 +29,8 @@ from experiments.plasticity_study import experiment as plasticity_study
 from experiments.plasticity_study import results as plasticity_results
 from experiments.plasticity_study.store import OPERATIONAL
 from experiments.plasticity_study.store import Record as PlasticityRecord
+from experiments.polarisation_study import experiment as polarisation_study
+from experiments.polarisation_study import results as polarisation_results
 from experiments.record.configuration import differences
 from experiments.record.files import write_atomically
 from experiments.tables.render import provenance
@@ -110,6 +113,16 @@ STUDIES: Mapping[str, Study] = {
             "digits": (
                 "Pruning plasticity on scikit-learn's digits",
                 plasticity_digits.get_config,
+            )
+        },
+    ),
+    "polarisation": Study(
+        polarisation_study.run_experiment,
+        _of_records(polarisation_results.Record, polarisation_results.report),
+        {
+            "digits": (
+                "Consensus sub-networks on scikit-learn's digits",
+                polarisation_digits.get_config,
             )
         },
     ),
