@@ -6,11 +6,13 @@ The config file says what the comparison is, and what comes out. The same comman
 on after the last method that an earlier one has finished.
 """
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -77,7 +79,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         "different numbers in (0, 1)",
     )
     yield from network_conditions(config)
-    size = _prunable(config)
+    size = _prunable(make_network(config))
     yield (
         "sparsities",
         distinct([int(sj.keep_count(s, size)) for s in (*config.sparsities, 1.0)]),
@@ -123,9 +125,10 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
     )
 
 
-def _prunable(config: ConfigDict) -> int:
+@functools.cache
+def _prunable(model: nn.Module) -> int:
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.float32)
-    params = jax.eval_shape(make_network(config).init, jax.random.key(0), image)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)
     return sj.count_prunable(jax.eval_shape(sj.dense_masks, params))
 
 
