@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments.comparison import replicas as rep
@@ -21,6 +22,7 @@ from experiments.comparison.before_training import LABELS as BEFORE_TRAINING
 from experiments.comparison.before_training import masks_before_training
 from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
 from experiments.comparison.methods import first_sparsity, make_transform
+from experiments.comparison.networks import make_network
 from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
@@ -29,7 +31,7 @@ from experiments.comparison.results import (
     paired_table,
     table,
 )
-from experiments.configs import digits_before_during_after
+from experiments.configs import digits_before_during_after, digits_deep_before_training
 from experiments.configs.digits import get_config
 from experiments.digits import LABELS, check_config, compare, load_data, train_method
 from experiments.input.digits import load_split
@@ -358,6 +360,19 @@ def test_config_is_checked(field, value):
 
 def test_config_of_before_and_during_can_be_run():
     check_config(digits_before_during_after.get_config())
+
+
+def test_config_of_a_deep_network_can_be_run():
+    config = digits_deep_before_training.get_config()
+    check_config(config)
+    network, images = make_network(config), jnp.zeros((3, 8, 8, 1))
+    logits, params = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (3, 10)
+    assert sj.count_prunable(jax.eval_shape(sj.dense_masks, params)) == 386_304
+    for widths in ((), (64, 0), [64]):
+        config.model_options = ConfigDict({"widths": widths})
+        with pytest.raises(ValueError, match=r"model_options\.widths must be a tuple"):
+            check_config(config)
 
 
 @pytest.fixture(scope="module")
