@@ -20,6 +20,18 @@ twelve perceptrons, networks with an empty layer out of five seeds:
 The learning rate was chosen for the dense network, by validation accuracy with seeds 0
 and 1: 0.002 gives 95.8 %, 0.005 96.4, 0.01 88.2, 0.03 14.2 (32 layers at 0.1: 10.0).
 All else is as in `digits_before_during_after.py`, but for the 60 rounds of the paper.
+
+Time: 359 s of CPU time. Result, mean test accuracy in % ± standard deviation, and in
+brackets the networks with an empty layer: the claim is not shown, as nothing trains.
+
+                        99 %              99.5 %
+    Dense  94.4 ± 0.3
+    Static           10.2 ± 0.0 (0)    10.2 ± 0.1 (0)
+    SNIP             10.2 ± 0.0 (3)    10.2 ± 0.0 (5)
+    Iter-SNIP        15.1 ± 4.8 (0)    10.1 ± 0.1 (2)
+    FORCE            10.2 ± 0.0 (5)    10.2 ± 0.0 (5)
+
+`results/before_training_deep/README.md` says why FORCE loses its layers.
 """
 
 from ml_collections import ConfigDict
