@@ -45,8 +45,8 @@ def images_per_second(options: argparse.Namespace, method: str) -> float:
         outcome = train_and_evaluate(config, workdir)
     speed = outcome.examples_per_second
     print(
-        f"{method}: {speed:.1f} images/s, an update every {interval} steps, "
-        f"test accuracy {outcome.test_accuracy:.4f} after {options.steps} steps"
+        f"{method}: {speed:.1f} images/s, test accuracy {outcome.test_accuracy:.4f} "
+        f"after {options.steps} steps; the interval of updates is {interval} steps"
     )
     return speed
 

@@ -5,11 +5,13 @@
 Prints the seconds of an ordinary step and of a topology update, the temporary memory
 that the compiled step needs and the time to compile it, each beside those of the plain
 optimizer in the same run. The unit of an update is one read of weights and gradients.
+`--jaxpruner` adds what JaxPruner takes, where it is installed.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,21 +20,23 @@ import numpy as np
 import optax
 
 import sparsejax as sj
+from benchmarks.peers import jaxpruner
 from benchmarks.timing import machine
 from experiments.models import create_model
 
 PyTree = Any
+After = Callable[[PyTree, PyTree], PyTree]
 
 
 def resnet50_params(scale: float, seed: int) -> PyTree:
-    """Draws weights of the shapes of ImageNet's ResNet-50.
+    """Draws weights of the shapes of ImageNet's ResNet-50, those that are pruned.
 
     Args:
         scale: The number of weights, in relation to ResNet-50's: outputs are scaled.
         seed: Seed of the values.
 
     Returns:
-        float32 parameters.
+        float32 kernels by their paths.
     """
     model = create_model("resnet50", 1000)
     images = jnp.zeros((1, 224, 224, 3))
@@ -45,14 +49,32 @@ def resnet50_params(scale: float, seed: int) -> PyTree:
         shape = (*inputs, max(1, round(outputs * scale)))
         return jnp.asarray(draw.standard_normal(shape, np.float32))
 
-    return jax.tree.map(values, shapes["params"])
+    leaves = jax.tree.leaves_with_path(shapes["params"])
+    return {
+        jax.tree_util.keystr(p): values(leaf) for p, leaf in leaves if leaf.ndim > 1
+    }
 
 
-def steps(tx: optax.GradientTransformation, **options: Any) -> Any:
+def keep(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Leaves parameters as a step has left them.
+
+    Args:
+        params: Any.
+        opt_state: Any.
+
+    Returns:
+        The parameters.
+    """
+    del opt_state
+    return params
+
+
+def steps(tx: optax.GradientTransformation, after: After = keep, **options: Any) -> Any:
     """Makes an optimizer step that may write over its arguments.
 
     Args:
         tx: The optimizer.
+        after: What is done with (params, opt_state) after each step.
         **options: Extra arguments of its update.
 
     Returns:
@@ -61,7 +83,7 @@ def steps(tx: optax.GradientTransformation, **options: Any) -> Any:
 
     def step(params: PyTree, opt_state: PyTree, grads: PyTree) -> Any:
         updates, opt_state = tx.update(grads, opt_state, params, **options)
-        return optax.apply_updates(params, updates), opt_state
+        return after(optax.apply_updates(params, updates), opt_state), opt_state
 
     return jax.jit(step, donate_argnums=(0, 1))
 
@@ -70,20 +92,25 @@ class Figures:
     """What was measured of one optimizer."""
 
     def __init__(
-        self, tx: optax.GradientTransformation, params: PyTree, **options: Any
+        self,
+        tx: optax.GradientTransformation,
+        params: PyTree,
+        after: After = keep,
+        **options: Any,
     ) -> None:
         """Compiles the step, and makes a state of its own to run it on.
 
         Args:
             tx: The optimizer.
             params: Parameters of any values.
+            after: What is done with (params, opt_state) after each step.
             **options: Extra arguments of its update.
         """
         # Copies, as a step may write over them and states may share a buffer.
         self.params = jax.tree.map(jnp.copy, params)
         self.opt_state = jax.tree.map(jnp.copy, tx.init(self.params))
         start = time.perf_counter()
-        step = steps(tx, **options).lower(self.params, self.opt_state, params)
+        step = steps(tx, after, **options).lower(self.params, self.opt_state, params)
         self.step = step.compile()
         self.compile_seconds = time.perf_counter() - start
         self.temporary = self.step.memory_analysis().temp_size_in_bytes
@@ -102,10 +129,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the wrapped optimizer's step.")
     parser.add_argument("--scale", type=float, default=1.0, help="of the widths")
     parser.add_argument("--repeats", type=int, default=10, help="timed runs of each")
+    parser.add_argument("--jaxpruner", action="store_true", help="time it as well")
     options = parser.parse_args()
     params = resnet50_params(options.scale, seed=0)
     grads = resnet50_params(options.scale, seed=1)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    weights = sum(leaf.size for leaf in params.values())
     print(f"{weights:,} prunable weights; {machine()}")
 
     def sgd() -> optax.GradientTransformation:
@@ -130,6 +158,15 @@ def main() -> None:
             sj.with_packed_masks(granet(1)), params, update_topology=True
         ),
     }
+    if options.jaxpruner:
+        # Its first step updates too: an ordinary one is timed from the third on.
+        for name, interval in ("ordinary step", 10**4), ("topology update", 1):
+            for method in "RigL", "MagnitudePruning":
+                peer = jaxpruner(method, sgd(), interval)
+                if peer is None:
+                    parser.error("JaxPruner is not installed: see benchmarks/peers.py.")
+                tx, after = peer
+                measured[f"JaxPruner {method}, {name}"] = Figures(tx, params, after)
     read = jax.jit(lambda *trees: [jnp.sum(x) for x in jax.tree.leaves(trees)])
     reads = []
     for repeat in range(options.repeats + 2):
@@ -142,11 +179,11 @@ def main() -> None:
     unit, dense = statistics.median(reads), measured["optax.sgd"]
     plain = statistics.median(dense.seconds[2:])
     print(f"one read of weights and gradients: {unit:.4f} s")
-    print(f"{'':29} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
+    print(f"{'':45} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
     for name, figures in measured.items():
         seconds = statistics.median(figures.seconds[2:])
         print(
-            f"{name:29} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
+            f"{name:45} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
             f"{figures.temporary / 1e6:8.1f} {figures.compile_seconds:9.2f}"
         )
 

@@ -2,50 +2,50 @@
 
     python -m experiments.digits --config=experiments/configs/digits.py --workdir=DIR
 
-The config file says what the comparison is, and what comes out.
+The config file says what the comparison is, and what comes out. The same command goes
+on after the last method that an earlier one has finished.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments.command_line import run_study
-from experiments.comparison import before_training
+from experiments.comparison import after_training, before_training
 from experiments.comparison import replicas as rep
+from experiments.comparison.courses import Course, density_history, run_of
 from experiments.comparison.figures import plot_accuracy, plot_density
-from experiments.comparison.methods import first_sparsity, make_transform
+from experiments.comparison.methods import first_sparsity
 from experiments.comparison.networks import make_network, network_conditions
 from experiments.comparison.results import (
-    DensityHistory,
     MethodResult,
-    Run,
+    from_json,
     report,
-    save_method,
-    saved_method,
+    to_json,
     write_results,
 )
+from experiments.comparison.training import make_program, train
 from experiments.conditions import (
     Condition,
     distinct,
     refuse_unless,
     seeds_condition,
 )
-from experiments.input.digits import Split, load_split
-from experiments.record.flops import changes, run_flops
-from experiments.record.progress import Progress
+from experiments.input.digits import IMAGE_SHAPE, Split, load_split
+from experiments.record.files import write_atomically
 from experiments.record.study import claim_folder
 from experiments.training.sparse import LABELS as TRAINING_LABELS
-from experiments.training.sparse import NEED_SPARSITY, decayed_leaves, is_at_sparsity
+from experiments.training.sparse import NEED_SPARSITY
 
-# All methods: those of the other experiments, and those that prune before training.
-LABELS = TRAINING_LABELS | before_training.LABELS
+# All methods: those of the other experiments, and those that prune before and after
+# training.
+LABELS = TRAINING_LABELS | before_training.LABELS | after_training.LABELS
 
 
 def check_config(config: ConfigDict) -> None:
@@ -67,12 +67,23 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"different names out of {', '.join(LABELS)}",
     )
     yield (
+        "compared_with",
+        set(config.compared_with) <= set(config.methods) - {"dense"},
+        "names out of methods, dense not among them",
+    )
+    yield (
         "sparsities",
         distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
         "different numbers in (0, 1)",
     )
-    yield seeds_condition(config, "deviation")
     yield from network_conditions(config)
+    size = _prunable(config)
+    yield (
+        "sparsities",
+        distinct([int(sj.keep_count(s, size)) for s in (*config.sparsities, 1.0)]),
+        f"such that each leaves another number of the {size} prunable weights",
+    )
+    yield seeds_condition(config, "deviation")
     yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
     for field in ("validation_share", "test_share"):
         yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
@@ -86,6 +97,8 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"in [1, {total_steps}), {total_steps} being the steps of the run",
     )
     yield "initialization_rounds", config.initialization_rounds >= 1, "at least 1"
+    yield "round_fraction", 0 < config.round_fraction < 1, "in (0, 1)"
+    yield "fine_tuning_factor", config.fine_tuning_factor > 0, "above 0"
     yield "learning_rate", config.learning_rate > 0, "above 0"
     yield "momentum", 0 <= config.momentum < 1, "in [0, 1)"
     yield "weight_decay", config.weight_decay >= 0, "at least 0"
@@ -108,6 +121,12 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         0 <= config.granet_st_initial_sparsity <= min(config.sparsities),
         "in [0, 1), and not above the sparsities to end at",
     )
+
+
+def _prunable(config: ConfigDict) -> int:
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.float32)
+    params = jax.eval_shape(make_network(config).init, jax.random.key(0), image)
+    return sj.count_prunable(jax.eval_shape(sj.dense_masks, params))
 
 
 def load_data(config: ConfigDict) -> Split:
@@ -143,38 +162,42 @@ def train_method(
     if pairs is None:
         sparsities = (0.0,) if name == "dense" else config.sparsities
         pairs = [(sparsity, seed) for sparsity in sparsities for seed in config.seeds]
-    groups = [list(pairs)]
-    if name in NEED_SPARSITY:
-        groups = [
-            [pair for pair in pairs if pair[0] == sparsity]
-            for sparsity in dict(pairs)  # each once, in their order
-        ]
-    trained = [_train_side_by_side(name, group, data, config) for group in groups]
+    networks: dict[tuple[float, int], Sequence[Course]] = {}
+    if name in after_training.LABELS:
+        model = make_network(config)
+        each = after_training.train_and_prune(name, model, pairs, data, config)
+        networks.update(zip(pairs, each))
+    else:
+        groups = [list(pairs)]
+        if name in NEED_SPARSITY:
+            groups = [
+                [pair for pair in pairs if pair[0] == sparsity]
+                for sparsity in dict(pairs)  # each once, in their order
+            ]
+        for group in groups:
+            courses = _train_side_by_side(name, group, data, config)
+            networks.update((pair, [course]) for pair, course in zip(group, courses))
     return MethodResult(
         method=name,
         label=LABELS[name],
         wall_seconds=time.perf_counter() - started,
-        runs=[run for runs, _ in trained for run in runs],
-        density=[history for _, histories in trained for history in histories],
+        runs=[run_of(*pair, courses) for pair, courses in networks.items()],
+        density=[
+            density_history(
+                sparsity, [networks[pair] for pair in networks if pair[0] == sparsity]
+            )
+            for sparsity in dict.fromkeys(sparsity for sparsity, _ in networks)
+        ],
     )
 
 
 def _train_side_by_side(
     name: str, pairs: Sequence[tuple[float, int]], data: Split, config: ConfigDict
-) -> tuple[list[Run], list[DensityHistory]]:
+) -> list[Course]:
     """Trains runs on one vmapped axis; of one sparsity, where the method needs it."""
     model = make_network(config)
     rule = before_training.trained_as(name)
-    steps_per_epoch = len(data.train.labels) // config.batch_size
-    total_steps = config.epochs * steps_per_epoch
-    learning_rate = optax.cosine_decay_schedule(config.learning_rate, total_steps)
-    inner = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=decayed_leaves(rule)),
-        optax.sgd(learning_rate, momentum=config.momentum, nesterov=True),
-    )
     known = pairs[0][0] if name in NEED_SPARSITY else None
-    transform = make_transform(rule, inner, config, total_steps, known)
-
     runs = []
     for sparsity, seed in pairs:
         params = rep.first_params(model, seed, data.train.images)
@@ -189,128 +212,41 @@ def _train_side_by_side(
             (replica._replace(masks=masks), params)
             for (replica, params), masks in zip(runs, found)
         ]
-    replicas, state = rep.stack_replicas(transform, runs)
-    train_epoch = rep.compile_epoch(model, transform)
-
-    # The active weights of each layer before training and after each step.
-    before = rep.active_by_layer(sj.get_masks(state.opt_state))
-    history = [{path: counts[:, None] for path, counts in before.items()}]
-    best = rep.Best(len(pairs))
-    sizes = rep.layer_sizes(sj.get_masks(state.opt_state))
-    prunable = sum(sizes.values())
-    wanted = np.array([sparsity for sparsity, _ in pairs])
-    epoch_size = len(data.train.labels)
-    with Progress(
-        config.epochs,
-        examples_per_step=epoch_size * len(pairs),
-        description=f"{LABELS[name]}, {len(pairs)} runs: epoch",
-    ) as progress:
-        for epoch in range(config.epochs):
-            seeds = [seed for _, seed in pairs]
-            order = rep.batch_order(seeds, epoch, epoch_size, config.batch_size)
-            state, counts = train_epoch(replicas, state, order, *data.train)
-            history.append(jax.tree.map(np.asarray, rep.by_path(counts)))
-            validation = rep.accuracy(model, state.params, *data.validation)
-            active_now = sum(counts[:, -1] for counts in history[-1].values())
-            is_sparse = is_at_sparsity(rule, wanted, 1 - active_now / prunable)
-            if best.observe(np.asarray(validation), is_sparse):
-                best.note(np.asarray(rep.accuracy(model, state.params, *data.test)))
-            progress.update(epoch + 1)
-    test = np.asarray(rep.accuracy(model, state.params, *data.test))
-
-    masks = sj.get_masks(state.opt_state)
-    nonzero = rep.active_by_layer(rep.nonzero_weights(state.params, masks))
-    active = {
-        path: np.concatenate([counts[path] for counts in history], axis=1)
-        for path in sizes
-    }
-    one_image = jax.ShapeDtypeStruct((1, *data.test.images.shape[1:]), np.float32)
-    forward = sj.forward_flops(model.apply, runs[0][1], one_image)
-    updates = transform(runs[0][0]).is_update_step(np.arange(total_steps))
-    trained = rep.trained_densities(state.opt_state)
-
-    def finished(i: int, sparsity: float, seed: int) -> Run:
-        count = sum(int(counts[i]) for counts in nonzero.values())
-        densities = [
-            {path: Fraction(int(active[path][i, t]), sizes[path]) for path in sizes}
-            for t in range(total_steps + 1)
-        ]
-        flops = run_flops(
-            rule,
-            forward,
-            changes(range(total_steps + 1), densities),
-            total_steps,
-            np.flatnonzero(updates),
-            trained,
-        )
-        return Run(
-            sparsity=sparsity,
-            seed=seed,
-            validation_accuracy=float(best.history[-1][i]),
-            test_accuracy=float(test[i]),
-            prunable=prunable,
-            active=sum(int(active[path][i, -1]) for path in sizes),
-            nonzero=count,
-            realised_sparsity=1 - count / prunable,
-            validation_history=[float(each[i]) for each in best.history],
-            best_epoch=int(best.epoch[i]) + 1,
-            best_test_accuracy=float(best.test[i]),
-            dense_forward_flops=flops.dense_forward,
-            inference_flops=flops.inference,
-            training_flops=flops.training,
-            empty_layers=sum(not active[path][i, -1] for path in sizes),
-        )
-
-    def density_at(sparsity: float) -> DensityHistory:
-        chosen = [i for i, pair in enumerate(pairs) if pair[0] == sparsity]
-        layers = {
-            path: active[path][chosen, ::steps_per_epoch].mean(axis=0) for path in sizes
-        }
-        return DensityHistory(
-            sparsity=sparsity,
-            overall=(np.sum(list(layers.values()), axis=0) / prunable).tolist(),
-            layers={path: (layers[path] / sizes[path]).tolist() for path in sizes},
-        )
-
-    return (
-        [finished(i, *pair) for i, pair in enumerate(pairs)],
-        [density_at(sparsity) for sparsity in dict(pairs)],
-    )
+    program = make_program(rule, model, data, config, sparsity=known)
+    replicas, weights = rep.stack(runs)
+    return train(program, replicas, weights, data, LABELS[name]).courses
 
 
 def compare(config: ConfigDict, workdir: Path) -> None:
-    """Trains every method, prints the table and writes all results.
+    """Trains every method, prints the tables and writes all results.
 
-    Methods that were finished in this folder before are not trained again.
+    What a method gave is on disk when it is done; the same comparison, of these or of
+    more methods, goes on from there.
 
     Args:
         config: As in `experiments/configs/digits.py`.
         workdir: A folder that can be written to.
 
     Raises:
-        ValueError: If the configuration cannot be run, or differs from that of the
-            folder in more than its methods; the message says why.
+        ValueError: If the configuration cannot be run, or the folder holds another
+            comparison; the message says why.
     """
     check_config(config)
-    claim_folder(workdir, config, operational=("methods",))
-    started = time.perf_counter()
+    claim_folder(workdir, config, operational=("methods", "compared_with"))
+    parts = workdir / "parts"
+    parts.mkdir(exist_ok=True)
     data = load_data(config)
     results = []
     for name in config.methods:
-        result = saved_method(workdir, name)
-        if result is None:
-            result = train_method(name, data, config)
-            save_method(workdir, result)
-        results.append(result)
-    title = (
-        f"Test accuracy in %, mean ± standard deviation over {len(config.seeds)} seeds "
-        "(realised sparsity in %)"
-    )
-    write_results(workdir, title, config.to_dict(), results)
+        part = parts / f"{name}.json"
+        if not part.exists():
+            write_atomically(part, to_json(train_method(name, data, config)))
+        results.append(from_json(json.loads(part.read_text())))
+    write_results(workdir, config.to_dict(), results)
     plot_accuracy(results, workdir / "accuracy.png")
     plot_density(results, workdir / "density.png")
-    print(f"\n{report(title, results)}")
-    print(f"{time.perf_counter() - started:.0f} s.")
+    print(f"\n{report(results, config.compared_with)}")
+    print(f"{sum(result.wall_seconds for result in results):.0f} s of training.")
 
 
 if __name__ == "__main__":

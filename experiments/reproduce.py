@@ -5,7 +5,8 @@
 
 Each finished run leaves `RESULTS/TABLE/METHOD_SPARSITY_SEED.json`, and a run that has
 one is not made again. A run of an image table that is stopped goes on from its newest
-checkpoint. At the end `RESULTS/TABLE/README.md` shows the table.
+checkpoint. A table that is a study of its own leaves one file for each of its parts.
+At the end `RESULTS/TABLE/README.md` shows the table.
 
 Exits with 0 at the end, 75 when it was stopped by SIGTERM or --max_hours (run the same
 command to go on), 2 with one sentence when an argument is refused.
@@ -19,8 +20,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 from absl import logging
@@ -30,9 +33,10 @@ from experiments.tables.render import write_page
 from experiments.tables.results import has_result, write_result
 from experiments.tables.run_digits import batches, run_side_by_side
 from experiments.tables.spec import TABLES, Cell, Table, choose, select
+from experiments.tables.studies import STUDIES, run_missing_parts, write_study_page
 from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 
-PLASTICITY = "plasticity"  # a study of its own, not runs by method and sparsity
+NAMES = (*TABLES, *STUDIES)
 
 
 def run_missing(
@@ -122,7 +126,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m experiments.reproduce", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
-    add("--table", required=True, help=f"one of {', '.join([*TABLES, PLASTICITY])}")
+    add("--table", required=True, help=f"one of {', '.join(NAMES)}")
     add("--results", type=Path, default=Path("results"), help="results of all tables")
     add("--workdir", type=Path, default=Path("runs/reproduce"), help="checkpoints")
     add("--data_dir", help="TFDS's directory, or an .npz file")
@@ -133,6 +137,43 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--render_only", action="store_true", help="run nothing, write the page")
     add("--rerun", action="store_true", help="replace results of other configurations")
     return parser.parse_args(arguments)
+
+
+def run_study(
+    name: str,
+    results: Path,
+    workdir: Path,
+    *,
+    hours: float | None = None,
+    rerun: bool = False,
+) -> None:
+    """Runs what is missing of a table that is a study of its own.
+
+    Args:
+        name: A key of `STUDIES`.
+        results: The folder of all tables' results.
+        workdir: Where studies keep what is finished.
+        hours: Stop after so many; None for no limit.
+        rerun: Whether results of another configuration are replaced, not refused.
+
+    Raises:
+        ValueError: If a result is of another configuration, or the study is refused.
+        Preempted: If SIGTERM came or the time is over; what is done is kept.
+    """
+    end = None if hours is None else time.monotonic() + 3600 * hours
+    with _stopped_by_sigterm(), _sigterm_at(end):
+        run_missing_parts(name, results, workdir, rerun)
+
+
+def _refuse_choices(flags: argparse.Namespace) -> None:
+    """Refuses what chooses among runs, for a table that is a study."""
+    for name in ("data_dir", "methods", "sparsities", "seeds"):
+        value = getattr(flags, name)
+        if value is not None:
+            raise ValueError(
+                f"{name} must not be given for table {flags.table}, a study that is "
+                f"made whole by its configuration; got {value!r}."
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,35 +188,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parse(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
     try:
-        name = choose("table", [*TABLES, PLASTICITY], flags.table)
-        if name == PLASTICITY:
-            from experiments.tables.run_plasticity import rebuild_plasticity
-
-            writable_directory(flags.results)
-            page = rebuild_plasticity(flags.results, flags.workdir, flags.render_only)
-            print(f"The table is in {page}.")
-            return 0
-        table = TABLES[name]
-        cells = select(table, flags.methods, flags.sparsities, flags.seeds)
+        name = choose("table", NAMES, flags.table)
+        limits: dict[str, Any] = {"hours": flags.max_hours, "rerun": flags.rerun}
+        if name in STUDIES:
+            _refuse_choices(flags)
+            run = partial(run_study, name, flags.results, flags.workdir, **limits)
+            write = partial(write_study_page, name, flags.results)
+        else:
+            table = TABLES[name]
+            cells = select(table, flags.methods, flags.sparsities, flags.seeds)
+            limits["data_dir"] = flags.data_dir
+            run = partial(
+                run_missing, table, cells, flags.results, flags.workdir, **limits
+            )
+            write = partial(write_page, flags.results, table)
         if flags.max_hours is not None and not flags.max_hours > 0:
             raise ValueError(f"max_hours must be above 0; got {flags.max_hours:g}.")
         writable_directory(flags.results)
         code = 0
         if not flags.render_only:
             try:
-                run_missing(
-                    table,
-                    cells,
-                    flags.results,
-                    flags.workdir,
-                    data_dir=flags.data_dir,
-                    hours=flags.max_hours,
-                    rerun=flags.rerun,
-                )
+                run()
             except Preempted as preempted:
                 print(preempted, file=sys.stderr)
                 code = EXIT_PREEMPTED
-        print(f"The table is in {write_page(flags.results, table)}.")
+        print(f"The table is in {write()}.")
         return code
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

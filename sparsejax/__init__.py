@@ -73,6 +73,7 @@ from sparsejax.methods.consensus import activation_penalty as activation_penalty
 from sparsejax.methods.consensus import binary_gate as binary_gate
 from sparsejax.methods.consensus import consensus as consensus
 from sparsejax.methods.consensus import polarisation_penalty as polarisation_penalty
+from sparsejax.methods.consensus import remove_units as remove_units
 from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
 from sparsejax.methods.granet import granet_transform as granet_transform
@@ -220,6 +221,7 @@ __all__ = (
     "regrow_by_score",
     "regrow_gradient",
     "regrow_random",
+    "remove_units",
     "rescale_to_edge_of_chaos",
     "restore_frozen",
     "rigl_step_flops",

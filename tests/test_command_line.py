@@ -10,7 +10,14 @@ pytest.importorskip("grain", reason="of the experiments extra")
 
 def test_all_mains_can_be_imported_together():
     """Absl refuses a flag that two modules define."""
-    for name in ("digits", "generalization", "lottery", "plasticity", "training.main"):
+    for name in (
+        "digits",
+        "generalization",
+        "lottery",
+        "plasticity",
+        "polarisation",
+        "training.main",
+    ):
         importlib.import_module(f"experiments.{name}")
     for flag in ("config", "workdir"):
         assert flags.FLAGS.find_module_defining_flag(flag) == "experiments.command_line"

@@ -59,3 +59,30 @@ def test_what_are_no_gates_is_refused():
         sj.consensus({"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="target must be in"):
         sj.activation_penalty(jnp.ones((2, 3)), 1.5)
+
+
+def test_removed_units_leave_the_function_of_the_rest():
+    units = {"hidden": np.array([True, False, True, True, False, False])}
+    # Two positions of six channels, flattened, are read by the last layer.
+    params = {"in": rng.normal(size=(5, 6)), "out": rng.normal(size=(12, 3))}
+    small = sj.remove_units(params, units, {"hidden": {"in": -1, "out": 0}})
+    assert small["in"].shape == (5, 3) and small["out"].shape == (6, 3)
+    x = rng.normal(size=(4, 2, 5))
+    large = np.tanh(x @ params["in"]) * units["hidden"]
+    expected = large.reshape(4, -1) @ params["out"]
+    got = np.tanh(x @ small["in"]).reshape(4, -1) @ small["out"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("units", "axes", "message"),
+    [
+        ([0, 0], {"a": {"w": 0}}, "none in 'a'"),
+        ([1, 0], {"b": {"w": 0}}, r"units must be of the layers of axes, \['b'\]"),
+        ([1, 0], {"a": {"v": 0}}, "axes of 'a' must name leaves of params; got 'v'"),
+        ([1, 0], {"a": {"w": 1}}, "axis 1 of 'w' must be a multiple of the 2 units"),
+    ],
+)
+def test_units_that_cannot_be_removed_are_refused(units, axes, message):
+    with pytest.raises(ValueError, match=message):
+        sj.remove_units({"w": jnp.ones((2, 3))}, {"a": np.array(units, bool)}, axes)

@@ -1,6 +1,5 @@
 """The digits comparison, end to end and piece by piece."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -15,25 +14,36 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from optax import MaskedNode
 
 import sparsejax as sj
+from experiments import digits
+from experiments.comparison import after_training
 from experiments.comparison import replicas as rep
+from experiments.comparison.after_training import FORMS, train_and_prune
 from experiments.comparison.before_training import LABELS as BEFORE_TRAINING
 from experiments.comparison.before_training import masks_before_training
-from experiments.comparison.figures import LOOKS, plot_accuracy, plot_density
+from experiments.comparison.figures import (
+    LOOKS,
+    _panels,
+    plot_accuracy,
+    plot_density,
+)
 from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.comparison.networks import make_network
 from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
     Run,
-    empty_layers_table,
-    paired_table,
+    difference_table,
+    epochs_table,
+    failures_table,
     table,
 )
+from experiments.comparison.training import Trained
 from experiments.configs import digits_before_during_after, digits_deep_before_training
 from experiments.configs.digits import get_config
-from experiments.digits import LABELS, check_config, compare, load_data, train_method
+from experiments.digits import LABELS, check_config, load_data, train_method
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
@@ -160,7 +170,8 @@ def test_topology_updates_stay_behind_a_branch():
         params = model.init(jax.random.key(seed), data.train.images[:1])
         masks = sj.dense_masks(params)
         runs.append((rep.Replica(jnp.int32(seed), jnp.float32(0.9), masks), params))
-    replicas, state = rep.stack_replicas(transform, runs)
+    replicas, params = rep.stack(runs)
+    state = rep.compile_start(transform)(replicas, params)
     assert state.opt_state.step.shape == ()
     order = rep.batch_order((0, 1), 0, 128, 64)
     train_epoch = rep.compile_epoch(model, transform)
@@ -239,87 +250,87 @@ def test_matmul_conv_refuses_what_it_does_not_do():
         matmul_conv(images, kernel, (1, 1), "SAME", feature_group_count=2)
 
 
-def some_results():
-    def run(sparsity, seed, test, empty=0):
+def some_results(*names, epochs=20):
+    """The dense network, and other methods with more empty layers from seed to seed."""
+
+    def run(sparsity, seed, test, length, empty=0):
         counts = (100, 100, 100, sparsity)
+        flops = (1000, 0.1, 0.2)
         return Run(
-            sparsity, seed, 0.5, test, *counts, [0.5], 1, test, 1000, 0.1, 0.2, empty
+            sparsity, seed, 0.5, test, *counts, [0.5], 1, test, *flops, length, empty
         )
 
     def result(name, *runs):
-        history = [DensityHistory(s, [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)]
+        history = [
+            DensityHistory(s, [0, 1], [1, 0.2], {"a": [1, 0.1]}) for s in (0.9, 0.95)
+        ]
         return MethodResult(name, LABELS[name], 1.0, runs, history)
 
     return [
         # No error at all, where its logarithm has no value.
-        result("dense", run(0.0, 0, 1.0), run(0.0, 1, 1.0)),
-        result(
-            "set", *(run(s, i, s - 0.1 * i, 3 * i) for s in (0.9, 0.95) for i in (0, 1))
+        result("dense", run(0.0, 0, 1.0, 20), run(0.0, 1, 1.0, 20)),
+        *(
+            result(
+                name,
+                *(
+                    run(s, i, s - 0.1 * i - 0.05 * (i + place) * place, length, 3 * i)
+                    for s, length in ((0.9, 20), (0.95, epochs))
+                    for i in (0, 1)
+                ),
+            )
+            for place, name in enumerate(names)
         ),
     ]
 
 
 def test_table():
-    assert table(some_results()) == (
+    assert table(some_results("set")) == (
         "| Method | 0 % sparse         | 90 % sparse        | 95 % sparse        |\n"
         "|--------|--------------------|--------------------|--------------------|\n"
         "| Dense  | 100.0 ± 0.0 (0.00) |                    |                    |\n"
         "| SET    |                    | 85.0 ± 7.1 (90.00) | 90.0 ± 7.1 (95.00) |"
     )
+    assert epochs_table(some_results("set")) == ""
 
 
-def test_table_of_empty_layers():
-    assert empty_layers_table(some_results()).splitlines()[2:] == [
-        "| SET    | 90 %     | 1.5                  | 1 of 2        |",
-        "| SET    | 95 %     | 1.5                  | 1 of 2        |",
+def test_table_of_methods_that_take_longer():
+    results = some_results("lottery", epochs=60)
+    assert [
+        line.split(" | ")[1].strip() for line in table(results).splitlines()[2:]
+    ] == [
+        "20",
+        "20 to 60",
     ]
-    assert empty_layers_table(some_results()[:1]) == ""
-
-
-def test_table_of_differences_is_paired_by_seed():
-    results = some_results()
-    better = dataclasses.replace(results[1], method="rigl", label="RigL")
-    runs = [
-        dataclasses.replace(run, test_accuracy=run.test_accuracy + gain)
-        for run, gain in zip(better.runs, (0.1, 0.2, 0.0, 0.0))
+    assert epochs_table(results).splitlines()[2:] == [
+        "| Lottery ticket | 20   | 60   |"
     ]
-    better = dataclasses.replace(better, runs=runs)
-    # Of 10 and 20 points, the interval of 95 %: 12.71 * 7.07 / sqrt(2).
-    assert paired_table([*results, better], "set").splitlines() == [
-        "| Method | 90 % sparse  | 95 % sparse |",
-        "|--------|--------------|-------------|",
-        "| RigL   | +15.0 ± 63.5 | +0.0 ± 0.0  |",
+
+
+def test_table_of_differences():
+    text = difference_table(some_results("set", "rigl"), "set")
+    # Seed by seed 5 and 10 points below, with t = 12.7 for two of them.
+    assert text.splitlines()[2:] == ["| RigL      | -7.5 ± 31.8 | -7.5 ± 31.8 |"]
+
+
+def test_table_of_failures():
+    text = failures_table(some_results("set"))
+    assert [line.split() for line in text.replace("|", "").splitlines()[2:]] == [
+        ["SET", f"{s}", *["%", "0", "of", "2", "1", "of", "2", "1.5"]] for s in (90, 95)
     ]
-    assert paired_table([*results, better]) == ""
-
-
-def test_a_comparison_goes_on_after_the_last_finished_method(tmp_path, monkeypatch):
-    results = {result.method: result for result in some_results()}
-    config, calls = get_config(), []
-    config.methods = ("dense", "set")
-
-    def train(name, data, config):
-        calls.append(name)
-        if calls == ["dense", "set"]:
-            raise KeyboardInterrupt
-        return results[name]
-
-    monkeypatch.setattr("experiments.digits.train_method", train)
-    with pytest.raises(KeyboardInterrupt):
-        compare(config, tmp_path)
-    compare(config, tmp_path)
-    assert calls == ["dense", "set", "set"]
-    _, methods = load(tmp_path)
-    for name, method in methods.items():
-        assert method == json.loads(json.dumps(dataclasses.asdict(results[name])))
-    config.epochs += 1
-    with pytest.raises(ValueError, match=r"holds another study.*epochs was 80"):
-        compare(config, tmp_path)
+    assert failures_table(some_results()) == ""
 
 
 def test_figures_of_any_results(tmp_path):
     assert LOOKS.keys() == LABELS.keys()
-    for results in (some_results(), some_results()[:1], some_results()[1:]):
+    of_all_kinds = some_results("static", "snip", "set", "lottery", epochs=40)
+    panels = _panels(of_all_kinds[1:])
+    assert {title: [r.method for r in panels[title]] for title in panels} == {
+        "Before training: 20 to 40 epochs": ["static", "snip"],
+        "During training: 20 to 40 epochs": ["set"],
+        "After training: 20 to 40 epochs": ["lottery"],
+    }
+    some = some_results("set")
+    for results in (some, some[:1], some[1:], of_all_kinds):
         for plot in (plot_accuracy, plot_density):
             plot(results, tmp_path / "figure.png")
             assert (tmp_path / "figure.png").stat().st_size > 1000
@@ -332,10 +343,14 @@ def test_figures_of_any_results(tmp_path):
         ("methods", ("dense", "unknown")),
         ("methods", ()),
         ("sparsities", (0.9, 1.0)),
+        ("sparsities", (0.9, 0.900001)),
+        ("compared_with", ("snip",)),
+        ("round_fraction", 1.0),
+        ("fine_tuning_factor", 0.0),
         ("seeds", (1,)),
         ("seeds", (1, 1)),
         ("model", "unknown"),
-        ("model_options", {"widths": (64,)}),
+        ("model_options", {"depth": 3}),
         ("split_seed", -1),
         ("test_share", 0.0),
         ("epochs", 0),
@@ -358,7 +373,7 @@ def test_config_is_checked(field, value):
         check_config(config)
 
 
-def test_config_of_before_and_during_can_be_run():
+def test_config_of_before_during_and_after_can_be_run():
     check_config(digits_before_during_after.get_config())
 
 
@@ -373,6 +388,10 @@ def test_config_of_a_deep_network_can_be_run():
         config.model_options = ConfigDict({"widths": widths})
         with pytest.raises(ValueError, match=r"model_options\.widths must be a tuple"):
             check_config(config)
+    config = get_config()
+    config.model_options = ConfigDict({"widths": (64,)})
+    with pytest.raises(ValueError, match=r"widths must be a tuple of 4 integers"):
+        check_config(config)
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +403,7 @@ def few_steps():
     """
     config = get_config()
     config.epochs, config.batch_size, config.update_interval_steps = 2, 449, 2
-    config.initialization_rounds = 2
+    config.initialization_rounds, config.round_fraction = 2, 0.9
     return config, [(0.9, SEEDS[0]), (0.999, SEEDS[1])]
 
 
@@ -424,8 +443,94 @@ def test_pruned_before_training_is_trained_under_its_masks(few_steps, first_mask
         assert run.nonzero == run.active == round((1 - sparsity) * PRUNABLE)
         assert history.layers.keys() == densities.keys()
         for path, density in densities.items():
-            np.testing.assert_allclose(history.layers[path], float(density))
+            np.testing.assert_allclose(history.layers[path], float(density), atol=1e-6)
     assert result.runs[0].empty_layers == 0 < result.runs[1].empty_layers
+
+
+def _row(stacked, row):
+    return jax.tree.map(lambda leaf: leaf[row], stacked)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_each_form_of_pruning_after_training_starts_from(
+    name, few_steps, monkeypatch
+):
+    """With training that adds 1 to the weights, and is written down."""
+    config, pairs = few_steps
+    form, calls = FORMS[name], []
+
+    def make_program(method, model, data, config, learning_rate=None):
+        return learning_rate or config.learning_rate
+
+    def train(rate, replicas, params, data, description):
+        calls.append((rate, replicas, params))
+        trained = jax.tree.map(lambda leaf: leaf + 1, params)
+        rows = range(len(replicas.seed))
+        return Trained(trained, replicas.masks, [f"{len(calls)}:{i}" for i in rows])
+
+    monkeypatch.setattr(after_training, "make_program", make_program)
+    monkeypatch.setattr(after_training, "train", train)
+    courses = train_and_prune(name, DigitsCNN(), pairs, load_data(config), config)
+
+    rates, replicas, params = zip(*calls)
+    rate = config.learning_rate
+    again = rate if form.rewinds_rate else 0.1 * rate
+    assert rates == (rate, *[pytest.approx(again)] * (len(calls) - 1))
+    if form.in_rounds:  # 10 %, then about 1 %, then 0.1 %
+        assert courses == [["1:0", "2:0"], ["1:1", "2:1", "3:1", "4:1"]]
+    else:
+        assert courses == [["1:0", "2:0"], ["1:1", "2:1"]]
+    for number, (before, now) in enumerate(itertools.pairwise(replicas), 1):
+        assert now.seed.tolist() == [seed for _, seed in pairs]
+        for row in (0, 1):
+            masks, old = (_row(each.masks, row) for each in (now, before))
+            assert sj.count_active(masks) == round((1 - now.sparsity[row]) * PRUNABLE)
+            assert sj.count_active(sj.difference(masks, old)) == 0
+        # Weights that survive: of the last round, or those that it all began with.
+        added = 0 if form.rewinds_weights else number
+        for first, weights, mask in zip(
+            jax.tree.leaves(params[0]),
+            jax.tree.leaves(params[number]),
+            jax.tree.leaves(now.masks, is_leaf=lambda m: not isinstance(m, dict)),
+        ):
+            kept = np.ones(first.shape, bool) if isinstance(mask, MaskedNode) else mask
+            expected = np.where(kept, first + added, 0)
+            np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert [1 - s for s in replicas[-1].sparsity[-1:]] == [
+        pytest.approx(0.001, rel=0.02)
+    ]
+
+
+def test_pruned_after_training_costs_all_its_epochs(few_steps):
+    config, pairs = few_steps
+    result = train_method("lottery", load_data(config), config, pairs)
+    assert [run.training_epochs for run in result.runs] == [4, 8]
+    for run, (sparsity, seed), history in zip(result.runs, pairs, result.density):
+        assert (run.sparsity, run.seed) == (sparsity, seed)
+        assert run.active == run.nonzero == round((1 - sparsity) * PRUNABLE)
+        assert len(run.validation_history) == config.epochs
+        # The dense run costs 1, and each round what its density does.
+        assert 1 < run.training_flops < 1.6
+        assert (
+            history.epochs == [0, 2, 2, 4, 4, 6, 6, 8][: 2 * run.training_epochs // 2]
+        )
+        assert history.overall[:2] == [1, 1]
+        assert history.overall[-1] == pytest.approx(1 - sparsity, abs=1e-4)
+    first, second = result.runs
+    assert first.inference_flops > second.inference_flops
+
+
+def test_comparison_goes_on_where_it_stopped(two_runs, monkeypatch):
+    workdir, config = two_runs[1], get_config()
+    before = load(workdir)[1]
+    config.update({"epochs": 3, "sparsities": SPARSITIES, "seeds": SEEDS})
+    config.update({"update_interval_steps": 8, "methods": ("set",)})
+    monkeypatch.setattr(digits, "train_method", None)  # so that it cannot be called
+    digits.compare(config, workdir)
+    assert load(workdir)[1] == before
+    config.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"learning_rate was 0.1 and is 0.5"):
+        digits.compare(config, workdir)
 
 
 def test_prune_rates_are_checked():

@@ -86,7 +86,8 @@ def test_reaches_the_sparsity(name):
             params = make_params()
             replica = rep.make_replica(0, sparsity, start, params, "erk")
             runs.append((replica, params))
-        replicas, state = rep.stack_replicas(transform, runs)
+        replicas, params = rep.stack(runs)
+        state = rep.compile_start(transform)(replicas, params)
 
         def run(replica, state, transform=transform):
             (params, opt_state), active = train(transform(replica), *state)
@@ -161,12 +162,11 @@ def test_top_kast_trains_as_in_the_library():
 def test_weight_decay_of_top_kast_is_its_penalty():
     params, grads = make_params(), jax.tree.map(jnp.zeros_like, make_params())
     config = config_of("top_kast")
-    updates, _ = (tx := make_optimizer(config, lambda step: 1.0)).update(
+    updates, _ = (tx := make_optimizer(config, lambda step: 1.0, "top_kast")).update(
         grads, tx.init(params), params
     )
     assert not updates["stem"].any() and updates["head"]["bias"].any()
-    config.method = "rigl"
-    updates, _ = (tx := make_optimizer(config, lambda step: 1.0)).update(
+    updates, _ = (tx := make_optimizer(config, lambda step: 1.0, "rigl")).update(
         grads, tx.init(params), params
     )
     assert updates["stem"].any()

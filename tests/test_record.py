@@ -279,7 +279,8 @@ class TestEnvironment:
         assert found["device_count"] == 8
         assert found["process_count"] == 1
         assert found["start_time"].endswith("+00:00")
-        assert found["command"] == shlex.join(sys.orig_argv)
+        program, *rest = shlex.split(found["command"])
+        assert rest == sys.orig_argv[1:] and program == Path(sys.orig_argv[0]).name
 
     def test_commit(self, tmp_path):
         nothing = {"git_commit": None, "git_dirty": None}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ pytest.importorskip("grain", reason="of the experiments extra")
 from experiments import reproduce
 from experiments.configs import digits, digits_resnet
 from experiments.record.metrics import read_metrics
-from experiments.tables import published, run_digits, run_images, run_plasticity
+from experiments.tables import published, run_digits, run_images
 from experiments.tables.published import PUBLISHED
 from experiments.tables.render import render, write_page
 from experiments.tables.results import Found, read_table, result_path
 from experiments.tables.spec import TABLES, Cell, select
+from experiments.tables.studies import STUDIES
 from experiments.training import loop
-from experiments.training.preemption import Preempted
+from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parents[1]
@@ -342,28 +344,69 @@ def test_a_page_without_runs_and_with_some():
     assert rows[0].count("not run") == 3
 
 
-def test_the_plasticity_study_is_run_once_and_shown(tmp_path, monkeypatch, capsys):
-    measured = (ROOT / "results" / "plasticity" / "digits.json").read_text()
+# --- Studies --------------------------------------------------------------------------
+
+
+def replaced(monkeypatch, name):
+    """Puts what was measured in the place of running; gives the parts that are run."""
     runs = []
 
     def run(config, workdir):
-        runs.append(workdir)
-        workdir.mkdir(parents=True)
-        (workdir / "results.json").write_text(measured)
+        runs.append(workdir.name)
+        measured = ROOT / "results" / name / f"{workdir.name}.json"
+        (workdir / "results.json").write_text(measured.read_text())
 
-    monkeypatch.setattr(run_plasticity, "run_experiment", run)
-    paths = [f"--results={tmp_path}/results", f"--workdir={tmp_path}/runs"]
-    command = ["--table=plasticity", *paths]
-    page = tmp_path / "results" / "plasticity" / "README.md"
+    monkeypatch.setitem(STUDIES, name, STUDIES[name]._replace(run=run))
+    return runs
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_run_once_and_shown(name, tmp_path, monkeypatch):
+    runs, parts = replaced(monkeypatch, name), list(STUDIES[name].parts)
+    command = [f"--table={name}", f"--results={tmp_path}", f"--workdir={tmp_path}/runs"]
+    page = tmp_path / name / "README.md"
     assert reproduce.main([*command, "--render_only"]) == 0
-    assert "Not run." in page.read_text() and not runs
-    for _ in range(2):
-        assert reproduce.main(command) == 0
-        assert runs == [tmp_path / "runs" / "plasticity"]
-    shown = (ROOT / "results" / "plasticity" / "README.md").read_text()
-    assert page.read_text() == shown
+    assert page.read_text().count("Not run.") == len(parts) and not runs
+    assert reproduce.main(command) == 0
+    assert page.read_text() == (ROOT / "results" / name / "README.md").read_text()
+    reproduce.run_study(name, tmp_path, tmp_path / "runs")
+    assert runs == parts
 
-    result = page.parent / "digits.json"
-    result.write_text(measured.replace('"batch_size": ', '"batch_size": 1'))
+
+def test_a_study_of_another_configuration_is_refused_or_replaced(
+    tmp_path, monkeypatch, capsys
+):
+    runs = replaced(monkeypatch, "generalization")
+    command = ["--table=generalization", f"--results={tmp_path}"]
+    command.append(f"--workdir={tmp_path}/runs")
+    assert reproduce.main(command) == 0
+    result = tmp_path / "generalization" / "spread.json"
+    content = json.loads(result.read_text())
+    content["config"]["seeds"] = [7]
+    result.write_text(json.dumps(content))
+    for arguments in (command, [*command, "--render_only"]):
+        assert reproduce.main(arguments) == 2
+        assert "seeds was [7] and is [0, 1, 2, 3, 4]" in capsys.readouterr().err
+    assert reproduce.main([*command, "--rerun"]) == 0
+    assert runs == ["axis", "spread", "spread"]
+    result.write_text("{}")
     assert reproduce.main(command) == 2
-    assert "it differs in batch_size" in capsys.readouterr().err
+    assert "must hold the result of a study" in capsys.readouterr().err
+
+
+def test_a_study_that_is_stopped_has_no_result(tmp_path, monkeypatch, capsys):
+    def run(config, workdir):
+        time.sleep(5)
+
+    study = STUDIES["lottery"]._replace(run=run)
+    monkeypatch.setitem(STUDIES, "lottery", study)
+    flags = [f"--results={tmp_path}", f"--workdir={tmp_path}/w", "--max_hours=1e-5"]
+    assert reproduce.main(["--table=lottery", *flags]) == EXIT_PREEMPTED
+    assert "run the command again" in capsys.readouterr().err
+    assert "Not run." in (tmp_path / "lottery" / "README.md").read_text()
+
+
+def test_a_study_refuses_what_chooses_among_runs(tmp_path, capsys):
+    flags = ["--table=lottery", "--seeds=1", f"--results={tmp_path}"]
+    assert reproduce.main(flags) == 2
+    assert "seeds must not be given for table lottery" in capsys.readouterr().err

@@ -56,12 +56,21 @@ _STATE_AXES = State(
 )
 
 MakeTransform = Callable[[Replica], optax.GradientTransformationExtraArgs]
+Start = Callable[[Replica, PyTree], State]
 TrainEpoch = Callable[
     [Replica, State, np.ndarray, np.ndarray, np.ndarray], tuple[State, PyTree]
 ]
 
 
-def _stack(trees: Sequence[PyTree]) -> PyTree:
+def stack(trees: Sequence[PyTree]) -> PyTree:
+    """Puts trees side by side.
+
+    Args:
+        trees: Trees of one structure.
+
+    Returns:
+        One tree, with a first axis over them.
+    """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -113,24 +122,21 @@ def make_replica(
     return Replica(jnp.int32(seed), jnp.float32(sparsity), masks)
 
 
-def stack_replicas(
-    make_transform: MakeTransform, runs: Sequence[tuple[Replica, PyTree]]
-) -> tuple[Replica, State]:
-    """Stacks replicas, masks their weights and initialises their optimizers.
+def compile_start(make_transform: MakeTransform) -> Start:
+    """Makes the function that masks weights and initialises optimizers.
 
     Args:
         make_transform: A function replica -> wrapped optimizer.
-        runs: Each replica with its dense weights.
 
     Returns:
-        The replicas and the state to train from, stacked on the first axis.
+        A function (replicas, weights) -> the state to train from, all stacked on the
+        first axis, compiled at its first call.
     """
-    replicas, params = _stack(runs)
 
     def init(replica: Replica, params: PyTree) -> State:
         return State(*sj.init_sparse(make_transform(replica), params))
 
-    return replicas, jax.jit(jax.vmap(init, out_axes=_STATE_AXES))(replicas, params)
+    return jax.jit(jax.vmap(init, out_axes=_STATE_AXES))
 
 
 def batch_order(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.input.digits import CLASSES
 from experiments.record.environment import describe_environment
 from experiments.record.files import write_atomically
 from experiments.record.markdown import gain_text, markdown_table
@@ -33,8 +34,10 @@ class Run:
         best_test_accuracy: After that epoch; NaN for none.
         dense_forward_flops: FLOPs of the dense network for one image.
         inference_flops: Those of the trained network, as a fraction of that.
-        training_flops: Those of the run, as a fraction of dense training's; what it
-            takes to find masks before training is not counted.
+        training_flops: Those of all its training, as a fraction of dense training's;
+            what it takes to find masks before training is not counted.
+        training_epochs: Epochs of all training that led to the network: for methods
+            that prune after training those of the dense network and of all rounds too.
         empty_layers: Layers without any active weight at the end.
     """
 
@@ -52,20 +55,23 @@ class Run:
     dense_forward_flops: int
     inference_flops: float
     training_flops: float
+    training_epochs: int
     empty_layers: int
 
 
 @dataclasses.dataclass(frozen=True)
 class DensityHistory:
-    """The density of the masks at the start and after each epoch, a mean over seeds.
+    """The density of the masks over training, a mean over seeds.
 
     Attributes:
         sparsity: The sparsity asked for.
+        epochs: After how many epochs of training.
         overall: The density of all prunable weights together.
         layers: The density of each layer, by its path.
     """
 
     sparsity: float
+    epochs: Sequence[int]
     overall: Sequence[float]
     layers: Mapping[str, Sequence[float]]
 
@@ -113,6 +119,24 @@ def mean_and_deviation(runs: Sequence[Run]) -> tuple[float, float]:
     return statistics.mean(percent), statistics.stdev(percent)
 
 
+def epochs_text(runs: Sequence[Run]) -> str:
+    """Says how long networks were trained.
+
+    Args:
+        runs: At least one.
+
+    Returns:
+        Epochs of all training that led to them, as "20" or "160 to 480".
+    """
+    epochs = [run.training_epochs for run in runs]
+    least, most = min(epochs), max(epochs)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _sparsities(results: Sequence[MethodResult]) -> list[float]:
+    return sorted({run.sparsity for result in results for run in result.runs})
+
+
 def table(results: Sequence[MethodResult]) -> str:
     """Sets the results as a Markdown table, aligned so that it reads as text too.
 
@@ -120,9 +144,9 @@ def table(results: Sequence[MethodResult]) -> str:
         results: One a method.
 
     Returns:
-        A row for each method and a column for each sparsity.
+        A row for each method and a column for each sparsity; and one of the epochs of
+        training, where methods differ in them.
     """
-    sparsities = sorted({run.sparsity for result in results for run in result.runs})
 
     def cell(runs: Sequence[Run]) -> str:
         if not runs:
@@ -131,137 +155,160 @@ def table(results: Sequence[MethodResult]) -> str:
         zeros = statistics.mean(100 * run.realised_sparsity for run in runs)
         return f"{mean:.1f} ± {deviation:.1f} ({zeros:.2f})"
 
-    rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
-    rows += [[r.label, *(cell(r.runs_at(s)) for s in sparsities)] for r in results]
+    sparsities = _sparsities(results)
+    epochs = [epochs_text(result.runs) for result in results]
+    rows = [["Method", "Epochs", *(f"{100 * s:g} % sparse" for s in sparsities)]]
+    for result, length in zip(results, epochs):
+        cells = (cell(result.runs_at(s)) for s in sparsities)
+        rows.append([result.label, length, *cells])
+    if len(set(epochs)) == 1:
+        rows = [[label, *cells] for label, _, *cells in rows]
     return markdown_table(rows)
 
 
-def empty_layers_table(results: Sequence[MethodResult]) -> str:
-    """Sets the mean numbers of empty layers as a Markdown table.
+def epochs_table(results: Sequence[MethodResult]) -> str:
+    """Sets the epochs of training at each sparsity as a Markdown table.
 
     Args:
         results: One a method.
 
     Returns:
-        A row for each method and sparsity that left any; "" where none did.
+        A row for each method that takes longer than the shortest; "" where none does.
     """
-    rows = [["Method", "Sparsity", "Empty layers, a mean", "Runs with any"]]
+    sparsities = [sparsity for sparsity in _sparsities(results) if sparsity]
+    shortest = min(run.training_epochs for result in results for run in result.runs)
+    rows = [["Method", *(f"{100 * s:g} %" for s in sparsities)]]
     for result in results:
-        for sparsity in sorted({run.sparsity for run in result.runs}):
-            counts = [run.empty_layers for run in result.runs_at(sparsity)]
-            if any(counts):
-                mean = f"{statistics.mean(counts):.1f}"
-                share = f"{sum(map(bool, counts))} of {len(counts)}"
-                rows.append([result.label, f"{100 * sparsity:g} %", mean, share])
-    return markdown_table(rows) if len(rows) > 1 else ""
-
-
-def paired_table(results: Sequence[MethodResult], baseline: str = "snip") -> str:
-    """Sets how much better each method is than one of them, as a Markdown table.
-
-    Args:
-        results: One a method.
-        baseline: The name of the method that the others are compared with.
-
-    Returns:
-        A row for each other method that was run at sparsities of the baseline, with
-        mean differences of test accuracy in points, paired by seed, and half of the
-        95 % confidence interval, in bold where it does not hold 0; "" where there is
-        none.
-    """
-    runs = [
-        run for result in results if result.method == baseline for run in result.runs
-    ]
-    accuracy = {(run.sparsity, run.seed): run.test_accuracy for run in runs}
-    sparsities = sorted({run.sparsity for run in runs})
-
-    def cell(result: MethodResult, sparsity: float) -> str:
-        gains = [
-            100 * (run.test_accuracy - accuracy[sparsity, run.seed])
-            for run in result.runs_at(sparsity)
-            if (sparsity, run.seed) in accuracy
-        ]
-        return gain_text(mean_with_interval(gains)) if len(gains) > 1 else ""
-
-    rows = [["Method", *(f"{100 * s:g} % sparse" for s in sparsities)]]
-    for result in results:
-        cells = [cell(result, sparsity) for sparsity in sparsities]
-        if result.method != baseline and any(cells):
+        if epochs_text(result.runs) != str(shortest):
+            cells = (epochs_text(result.runs_at(s)) for s in sparsities)
             rows.append([result.label, *cells])
     return markdown_table(rows) if len(rows) > 1 else ""
 
 
-def report(title: str, results: Sequence[MethodResult]) -> str:
-    """Sets the tables under their title.
+def difference_table(results: Sequence[MethodResult], reference: str) -> str:
+    """Sets test accuracy minus that of one method, in points, as a Markdown table.
 
     Args:
-        title: What the first table shows, a sentence.
         results: One a method.
+        reference: The short name of that method.
+
+    Returns:
+        A row for each other method, but for the dense network, with 95 % confidence
+        intervals of the differences, paired by seed.
+    """
+    to = next(result for result in results if result.method == reference)
+    sparsities = _sparsities([to])
+
+    def cell(result: MethodResult, sparsity: float) -> str:
+        theirs = {run.seed: run.test_accuracy for run in to.runs_at(sparsity)}
+        runs = result.runs_at(sparsity)
+        gains = [100 * (run.test_accuracy - theirs[run.seed]) for run in runs]
+        return gain_text(mean_with_interval(gains))
+
+    others = [result for result in results if result.method not in ("dense", reference)]
+    rows = [[f"Minus {to.label}", *(f"{100 * s:g} %" for s in sparsities)]]
+    rows += [[r.label, *(cell(r, s) for s in sparsities)] for r in others]
+    return markdown_table(rows)
+
+
+def failures_table(results: Sequence[MethodResult]) -> str:
+    """Counts the runs that came to nothing, as a Markdown table.
+
+    Args:
+        results: One a method.
+
+    Returns:
+        A row for each method and sparsity with runs that end near chance or have empty
+        layers; "" where there are none.
+    """
+    least = 1.5 / CLASSES
+    heading = ["Method", "Sparsity", f"Runs below {100 * least:g} %"]
+    rows = [[*heading, "With empty layers", "Empty layers, a mean"]]
+    for result in results:
+        for sparsity in _sparsities([result]):
+            runs = result.runs_at(sparsity)
+            lost = sum(run.test_accuracy < least for run in runs)
+            empty = [run.empty_layers for run in runs]
+            if lost or any(empty):
+                counts = (f"{n} of {len(runs)}" for n in (lost, sum(map(bool, empty))))
+                mean = f"{statistics.mean(empty):.1f}"
+                rows.append([result.label, f"{100 * sparsity:g} %", *counts, mean])
+    return markdown_table(rows) if len(rows) > 1 else ""
+
+
+def report(results: Sequence[MethodResult], compared_with: Sequence[str] = ()) -> str:
+    """Writes all tables, each under a sentence that says what it shows.
+
+    Args:
+        results: One a method.
+        compared_with: Short names of methods to set the others beside.
 
     Returns:
         Markdown.
     """
-    parts = [title, table(results), empty_layers_table(results)]
-    gains = paired_table(results)
-    if gains:
+    seeds = len({run.seed for run in results[0].runs})
+    parts = [
+        f"Test accuracy in %, mean ± standard deviation over {seeds} seeds "
+        "(realised sparsity in %)",
+        table(results),
+    ]
+    if longer := epochs_table(results):
+        sentence = "Epochs of all training that leads to a network, by sparsity"
+        parts += [sentence, longer]
+    for reference in compared_with:
         parts += [
-            "Test accuracy minus SNIP's in points, paired by seed: mean ± half of the "
-            "95 % confidence interval (Student's t), bold where that does not hold 0",
-            gains,
+            "Difference in points, paired by seed, ± half of the 95 % confidence "
+            "interval (Student's t), bold where the interval does not hold 0",
+            difference_table(results, reference),
         ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    if failures := failures_table(results):
+        chance = f"{100 / CLASSES:g} %"
+        parts += [f"Runs that failed; guessing gives {chance}", failures]
+    return "\n\n".join(parts) + "\n"
 
 
-def save_method(workdir: Path, result: MethodResult) -> None:
-    """Keeps what a method gave, so that the comparison can go on after it.
-
-    Args:
-        workdir: The folder of the comparison.
-        result: What the method gave.
-    """
-    folder = workdir / "methods"
-    folder.mkdir(exist_ok=True)
-    text = json.dumps(dataclasses.asdict(result)) + "\n"
-    write_atomically(folder / f"{result.method}.json", text)
-
-
-def saved_method(workdir: Path, name: str) -> MethodResult | None:
-    """Reads what `save_method` kept.
+def to_json(result: MethodResult) -> str:
+    """Writes what a method gave.
 
     Args:
-        workdir: The folder of the comparison.
-        name: The method's short name.
+        result: It.
 
     Returns:
-        What the method gave; None where it has not been run in this folder.
+        JSON.
     """
-    path = workdir / "methods" / f"{name}.json"
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text())
-    content["runs"] = [Run(**run) for run in content["runs"]]
-    content["density"] = [DensityHistory(**each) for each in content["density"]]
-    return MethodResult(**content)
+    return json.dumps(dataclasses.asdict(result))
+
+
+def from_json(content: Mapping[str, Any]) -> MethodResult:
+    """Reads what a method gave.
+
+    Args:
+        content: As JSON holds it.
+
+    Returns:
+        What it gave.
+    """
+    lists = {
+        "runs": [Run(**run) for run in content["runs"]],
+        "density": [DensityHistory(**history) for history in content["density"]],
+    }
+    return MethodResult(**{**content, **lists})
 
 
 def write_results(
-    workdir: Path,
-    title: str,
-    config: Mapping[str, Any],
-    results: Sequence[MethodResult],
+    workdir: Path, config: Mapping[str, Any], results: Sequence[MethodResult]
 ) -> None:
     """Writes `results.json` and `results.md`.
 
     Args:
         workdir: The folder to write to.
-        title: What the table shows, a sentence.
         config: The configuration.
         results: One a method.
     """
-    everything = {
-        "config": config,
-        "environment": describe_environment(),
-        "methods": [dataclasses.asdict(result) for result in results],
-    }
-    write_atomically(workdir / "results.json", json.dumps(everything, indent=1) + "\n")
-    write_atomically(workdir / "results.md", report(title, results))
+    head = {"config": config, "environment": describe_environment()}
+    entries = [f"{json.dumps(name)}: {json.dumps(head[name])}" for name in head]
+    methods = ",\n".join(to_json(result) for result in results)
+    entries.append(f'"methods": [\n{methods}\n]')
+    write_atomically(workdir / "results.json", "{\n" + ",\n".join(entries) + "\n}\n")
+    text = report(results, config["compared_with"])
+    write_atomically(workdir / "results.md", text)

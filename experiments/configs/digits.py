@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     # decides first weights, first masks, order of examples and random growth.
     config.methods = ("dense", "static", "set", "rigl", "gmp", "granet", "granet_st")
     config.sparsities = (0.9, 0.95, 0.98)
+    # Methods that a table of differences sets all others beside.
+    config.compared_with = ()
     config.seeds = (0, 1, 2, 3, 4)
 
     # The network: a key of `experiments.comparison.networks.NETWORKS`.
@@ -83,6 +85,10 @@ def get_config() -> ConfigDict:
     # Rounds of the methods that prune before training, but for SNIP and GraSP, which
     # prune once. A round of all but SynFlow is a pass over the training examples.
     config.initialization_rounds = 20
+    # Rounds of pruning after training drop about this part of the active weights, each
+    # before another run; fine-tuning starts from so much of the learning rate.
+    config.round_fraction = 0.2
+    config.fine_tuning_factor = 0.1
     config.update(method_fields())
     config.output_layer = "output"
     return config

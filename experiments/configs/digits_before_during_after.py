@@ -48,10 +48,16 @@ def get_config() -> ConfigDict:
         "synflow",
         "iter_snip",
         "force",
+        "drive",
         "gmp",
         "granet",
         "rigl",
+        "one_shot",
+        "fine_tuning",
+        "rate_rewinding",
+        "lottery",
     )
+    config.compared_with = ("snip", "gmp")
     config.sparsities = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
     # A quarter of the epochs of `digits.py`, so that 275 runs take minutes, with its
     # learning rate; topology updates at half the interval, once an epoch.

@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     config.model = "digits_mlp"
     config.model_options.widths = (128,) * 24
     config.methods = ("dense", "static", "snip", "iter_snip", "force")
+    config.compared_with = ("snip",)
     config.sparsities = (0.99, 0.995)
     config.epochs = 20
     config.learning_rate = 0.005

@@ -45,3 +45,15 @@ def get_config() -> ConfigDict:
 
     config.seeds = (0, 1, 2, 3, 4)
     return config
+
+
+def get_spread_config() -> ConfigDict:
+    """Gives the configuration of the control, whose signals lie on many coordinates.
+
+    Returns:
+        The fields.
+    """
+    config = get_config()
+    config.signal_support = 100
+    config.noise_stds = (0.3,)
+    return config

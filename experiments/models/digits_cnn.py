@@ -9,6 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# Those with units that can be left out.
+LAYERS = ("conv1", "conv2", "conv3", "hidden")
+
 
 def matmul_conv(
     images: jax.Array,
@@ -73,9 +76,11 @@ class DigitsCNN(nn.Module):
 
     Attributes:
         classes: Number of logits.
+        widths: Units of the layers of `LAYERS`.
     """
 
     classes: int = 10
+    widths: tuple[int, ...] = (16, 32, 64, 64)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -90,12 +95,41 @@ class DigitsCNN(nn.Module):
         """
         del train
         conv = partial(nn.Conv, conv_general_dilated=matmul_conv)
-        # One mean and variance an image. Without them a network of a few hundred
-        # active weights passes on too little signal to start learning.
-        norm = partial(nn.GroupNorm, num_groups=1)
-        x = nn.relu(conv(16, (3, 3), name="conv1")(images))
-        x = nn.relu(norm()(conv(32, (2, 2), strides=2, name="conv2")(x)))
-        x = nn.relu(norm()(conv(64, (2, 2), strides=2, name="conv3")(x)))
-        x = x.reshape(x.shape[0], -1)
-        x = nn.relu(norm()(nn.Dense(64, name="hidden")(x)))
+        first, second, third, fourth = self.widths
+        x = self._units(conv(first, (3, 3), name="conv1"), images, normalised=False)
+        x = self._units(conv(second, (2, 2), strides=2, name="conv2"), x)
+        x = self._units(conv(third, (2, 2), strides=2, name="conv3"), x)
+        x = self._units(nn.Dense(fourth, name="hidden"), x)
         return nn.Dense(self.classes, name="output")(x)
+
+    def gates(self, layer: str, inputs: jax.Array, units: int) -> jax.Array | None:
+        """Says which units of a layer are on: all, but a subclass may say otherwise.
+
+        Args:
+            layer: Its name, one of `LAYERS`.
+            inputs: What it reads, [batch, ..., features].
+            units: How many it has.
+
+        Returns:
+            1 or 0, [units] or [batch, units]; None for all.
+        """
+        del layer, inputs, units
+        return None
+
+    def _units(
+        self, layer: nn.Conv | nn.Dense, inputs: jax.Array, normalised: bool = True
+    ) -> jax.Array:
+        gates = self.gates(str(layer.name), inputs, layer.features)
+        flat = isinstance(layer, nn.Dense)
+        x = layer(inputs.reshape(len(inputs), -1) if flat else inputs)
+        mask = None
+        if gates is not None:
+            gates = gates.reshape(-1, *[1] * (x.ndim - 2), layer.features)
+            # As if units that are off were not there; if all are, as if none was.
+            mask = (gates > 0) | ~jnp.any(gates > 0, -1, keepdims=True)
+        if normalised:
+            # One mean and variance an image. Without them a network of a few hundred
+            # active weights passes on too little signal to start learning.
+            x = nn.GroupNorm(num_groups=1)(x, mask=mask)
+        x = nn.relu(x)
+        return x if gates is None else x * gates

@@ -89,7 +89,7 @@ def inner_optimizer(config: ConfigDict, rate: Any) -> optax.GradientTransformati
     Returns:
         The optimizer, not wrapped.
     """
-    return make_optimizer(config, lambda count: rate)
+    return make_optimizer(config, lambda count: rate, "dense")
 
 
 def _six_digits(rates: jax.Array) -> np.ndarray:

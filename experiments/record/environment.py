@@ -40,7 +40,7 @@ def describe_environment() -> dict[str, Any]:
         "process_count": jax.process_count(),
         **_commit(Path(__file__).parent),
         "start_time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
     }
 
 

@@ -1,7 +1,7 @@
 """The folder of a study: whose it is, and what came of it."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +63,12 @@ def write_study(
         "columns": records[0]._fields,
     }
     entries = [f"{json.dumps(name)}: {json.dumps(v)}" for name, v in content.items()]
-    lists = {"summary": summary, "rows": [list(record) for record in records]}
+    lists = {
+        "summary": [_plain(row) for row in summary],
+        "rows": [list(record) for record in records],
+    }
     for name, values in lists.items():  # a line for each entry, to be read and compared
-        lines = ",\n".join(json.dumps(_plain(value)) for value in values)
+        lines = ",\n".join(map(json.dumps, values))
         entries.append(f"{json.dumps(name)}: [\n{lines}\n]")
     write_atomically(workdir / "results.json", "{\n" + ",\n".join(entries) + "\n}\n")
     write_atomically(workdir / "results.md", report)
@@ -75,8 +78,6 @@ def _plain(value: Any) -> Any:
     """Dictionaries of named tuples, and six digits, as many as float32 has."""
     if hasattr(value, "_asdict"):
         return {name: _plain(inner) for name, inner in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

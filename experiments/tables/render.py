@@ -81,7 +81,7 @@ def render(table: Table, found: Found) -> str:
         parts += ["## Left out, of another configuration", _left_out(found)]
     if runs:
         parts += ["## Sparsity and FLOPs", _MASKS, _figures(table, runs)]
-        parts += ["## How they were run", _provenance(found.runs.values())]
+        parts += ["## How they were run", provenance(found.runs.values())]
     if published:
         parts += ["## Where published numbers stand", _sources(published)]
     return "\n\n".join(parts) + "\n"
@@ -229,8 +229,15 @@ def _left_out(found: Found) -> str:
     return "\n".join(f"- {name}: {why}." for name, why in found.left_out.items())
 
 
-def _provenance(results: Iterable[Result]) -> str:
-    """Lists what the runs were made with, each combination once."""
+def provenance(results: Iterable[Result]) -> str:
+    """Lists what runs were made with, each combination once.
+
+    Args:
+        results: With an "environment" each.
+
+    Returns:
+        Markdown.
+    """
     lines: dict[str, int] = {}
     for result in results:
         made = result["environment"]

@@ -133,7 +133,7 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
     schedule = learning_rate(config, plan.total_steps, plan.epoch_steps)
     tx = sparse_optimizer(
         config.method,
-        make_optimizer(config, schedule),
+        make_optimizer(config, schedule, config.method),
         config,
         plan.total_steps,
         sparsity=config.sparsity,

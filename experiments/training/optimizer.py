@@ -51,23 +51,22 @@ def learning_rate(config: ConfigDict, total_steps: int, epoch_steps: int) -> Sch
 
 
 def make_optimizer(
-    config: ConfigDict, schedule: Schedule
+    config: ConfigDict, schedule: Schedule, method: str
 ) -> optax.GradientTransformation:
     """Makes SGD with L2 added to the gradient before momentum, as PyTorch's does.
 
     Args:
         config: `weight_decay`, `decay_batch_norm` (also biases and batch norm),
-            `momentum`, `nesterov`; and `method` where there is one, as Top-KAST has a
-            penalty of its own.
+            `momentum`, `nesterov`.
         schedule: The learning rate.
+        method: What the optimizer is for, as Top-KAST has a penalty of its own.
 
     Returns:
         The optimizer.
     """
     return optax.chain(
         optax.add_decayed_weights(
-            config.weight_decay,
-            mask=decayed_leaves(config.get("method", "dense"), config.decay_batch_norm),
+            config.weight_decay, mask=decayed_leaves(method, config.decay_batch_norm)
         ),
         optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
     )

@@ -142,7 +142,7 @@ def regenerate(
     check_fit(masks, grads, "grads")
     check_fit(before, masks, "the other masks")
     if unit == "weight":
-        return refill(grads, masks, _lost(before, masks), scores.absolute)
+        return refill(grads, masks, _lost(before, masks), scores.rank_of_magnitude)
     filters = _active_filters(masks)
     lost = _lost(_active_filters(before), filters)
     everywhere = map_masked(jnp.ones_like, masks)

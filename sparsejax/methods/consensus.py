@@ -1,25 +1,31 @@
 """Consensus sub-networks: gates of each input that a penalty drives to agree.
 
 Zhi et al., "Learning a Consensus Sub-Network with Polarization Regularization and One
-Pass Training", arXiv 2302.10798. Certain from the abstract: a light module gates units
-(channels, layers) by the input, with binary gates trained straight through; a
-polarising loss makes the gates of all inputs agree while weights and gates are trained
-in one pass; in the end the gates go, and a static sub-network of the wanted sparsity
-is left. The formulas were not at hand. Read here: with z(x) what a gate is given for
-the input x, and g_u the mean of unit u's gate over the batch,
+Pass Training", arXiv 2302.10798. Only its abstract and summaries of it were found.
+Certain from these: a light module with binary gates is trained straight through, over
+layers or channels of ResNets; a polarising loss makes the gates of all inputs agree, on
+a sub-network of a sparsity that the user sets; weights and gates are trained together
+in one pass; in the end the gates go, and the sub-network is static. All formulas are
+our reading, and so is the sum of penalties. With z(x) what a gate is given for the
+input x, and g_u the mean of unit u's gate over the batch,
 
     gate(x) = 1 if z(x) > 0 else 0,     d gate / dz = sigmoid'(z),
     loss + lambda_p mean_u g_u (1 - g_u) + lambda_a |mean_u g_u - target|.
 
-g (1 - g) is 0 where all inputs agree, and 1/4 where half of them do.
+g (1 - g) is 0 where all inputs agree, and 1/4 where half of them do. Where all have a
+unit on, lambda_p holds it on with the slope that lambda_a has to shut it: so lambda_p
+should rise from 0, or be smaller than lambda_a.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.checks import check_fraction
+from sparsejax.trees import leaves_with_paths, path_string
 
 PyTree = Any
 
@@ -116,3 +122,67 @@ def consensus(gates: PyTree) -> PyTree:
     """
     _open_shares(gates)
     return jax.tree.map(lambda leaf: jnp.mean(leaf, 0, dtype=jnp.float32) > 0.5, gates)
+
+
+def remove_units(
+    params: PyTree,
+    units: Mapping[str, jax.Array],
+    axes: Mapping[str, Mapping[str, int]],
+) -> PyTree:
+    """Cuts the units that are off out of a network's weights: they get smaller.
+
+    The smaller network gives what the large one gives with the units' outputs times 0,
+    if no other layer reads them, normalisation included.
+
+    Args:
+        params: Weights.
+        units: Which units of each layer are on, bool[units] by the layer's name, as
+            `consensus` gives them.
+        axes: Where they lie: for each layer the paths of leaves, and the axis of the
+            units in each, negative to count from the end. An axis that is k times as
+            long as there are units has unit u at u, u + units, ...: so it is where the
+            positions of an image were flattened with channels last.
+
+    Returns:
+        The tree with smaller arrays at those paths.
+
+    Raises:
+        ValueError: If a layer would be left without units, the layers are not those of
+            `axes`, a path is not in the tree, or an axis is no multiple of the units.
+
+    Example:
+        >>> params = {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 5))}
+        >>> units = {"hidden": jnp.array([True, False, True])}
+        >>> small = remove_units(params, units, {"hidden": {"in": -1, "out": 0}})
+        >>> small["in"].shape, small["out"].shape
+        ((2, 2), (2, 5))
+    """
+    kept = {layer: np.asarray(on, bool) for layer, on in units.items()}
+    if kept.keys() != axes.keys():
+        raise ValueError(
+            f"units must be of the layers of axes, {sorted(axes)}; got {sorted(kept)}."
+        )
+    empty = [layer for layer, on in kept.items() if not on.any()]
+    if empty:
+        raise ValueError(
+            "units must leave one on in every layer, or nothing passes through it; got "
+            f"none in {', '.join(map(repr, empty))}."
+        )
+    leaves = dict(leaves_with_paths(params))
+    for layer, on in kept.items():
+        for path, axis in axes[layer].items():
+            if path not in leaves:
+                raise ValueError(
+                    f"axes of {layer!r} must name leaves of params; got {path!r}."
+                )
+            times, rest = divmod(leaves[path].shape[axis], on.size)
+            if rest:
+                raise ValueError(
+                    f"axis {axis} of {path!r} must be a multiple of the {on.size} "
+                    f"units of {layer!r} long; got {leaves[path].shape[axis]}."
+                )
+            places = np.flatnonzero(np.tile(on, times))
+            leaves[path] = jnp.take(leaves[path], places, axis=axis)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaves[path_string(path)], params
+    )

@@ -1,0 +1,1 @@
+"""Consensus sub-networks by polarisation: gated training, the penalty, controls."""
