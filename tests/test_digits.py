@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from optax import MaskedNode
 
 import sparsejax as sj
@@ -29,6 +30,7 @@ from experiments.comparison.figures import (
     plot_density,
 )
 from experiments.comparison.methods import first_sparsity, make_transform
+from experiments.comparison.networks import make_network
 from experiments.comparison.results import (
     DensityHistory,
     MethodResult,
@@ -39,7 +41,7 @@ from experiments.comparison.results import (
     table,
 )
 from experiments.comparison.training import Trained
-from experiments.configs import digits_before_during_after
+from experiments.configs import digits_before_during_after, digits_deep_before_training
 from experiments.configs.digits import get_config
 from experiments.digits import LABELS, check_config, load_data, train_method
 from experiments.input.digits import load_split
@@ -350,7 +352,7 @@ def test_figures_of_any_results(tmp_path):
         ("seeds", (1,)),
         ("seeds", (1, 1)),
         ("model", "unknown"),
-        ("model_options", {"widths": (64,)}),
+        ("model_options", {"depth": 3}),
         ("split_seed", -1),
         ("test_share", 0.0),
         ("epochs", 0),
@@ -375,6 +377,23 @@ def test_config_is_checked(field, value):
 
 def test_config_of_before_during_and_after_can_be_run():
     check_config(digits_before_during_after.get_config())
+
+
+def test_config_of_a_deep_network_can_be_run():
+    config = digits_deep_before_training.get_config()
+    check_config(config)
+    network, images = make_network(config), jnp.zeros((3, 8, 8, 1))
+    logits, params = jax.eval_shape(network.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (3, 10)
+    assert sj.count_prunable(jax.eval_shape(sj.dense_masks, params)) == 386_304
+    for widths in ((), (64, 0), [64]):
+        config.model_options = ConfigDict({"widths": widths})
+        with pytest.raises(ValueError, match=r"model_options\.widths must be a tuple"):
+            check_config(config)
+    config = get_config()
+    config.model_options = ConfigDict({"widths": (64,)})
+    with pytest.raises(ValueError, match=r"widths must be a tuple of 4 integers"):
+        check_config(config)
 
 
 @pytest.fixture(scope="module")

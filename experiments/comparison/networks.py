@@ -48,10 +48,12 @@ def network_conditions(config: ConfigDict) -> Iterator[Condition]:
     )
     if "widths" in config.model_options:
         widths = config.model_options["widths"]
+        is_cnn = config.model == "digits_cnn"  # whose layers are fixed
+        number = str(len(DigitsCNN.widths)) if is_cnn else "one or more"
         yield (
             "model_options.widths",
             isinstance(widths, tuple)
-            and len(widths) > 0
+            and (len(widths) == len(DigitsCNN.widths) if is_cnn else len(widths) > 0)
             and all(isinstance(width, int) and width >= 1 for width in widths),
-            "a tuple of one or more integers of at least 1",
+            f"a tuple of {number} integers of at least 1",
         )

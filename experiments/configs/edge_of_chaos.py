@@ -4,6 +4,8 @@
         --config=experiments/configs/edge_of_chaos.py --workdir=DIR
 
 The claim of arXiv 2002.08797: on the edge no layer is pruned away. All sizes are ours.
+Time: 32 s of a CPU core. Result: on the edge no layer of any network is left empty; off
+it 10.7 ± 1.0 of 24 layers are and 17.2 ± 1.2 of 32; see `results/edge_of_chaos`.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,10 @@
 De Jorge et al., "Progressive Skeletonization", arXiv 2006.09081. In each of T rounds
 the gradient g is taken of the pruned network, at w * mask, weights that are out
 included, and the weights of largest |w g| of all layers are kept, w the initial ones.
+
+A round that empties a layer which nothing goes around leaves no gradient: all scores
+are 0 from then on, and position decides which weights stay. The warning of empty layers
+is the only sign of it.
 """
 
 from collections.abc import Iterable
