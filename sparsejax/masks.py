@@ -430,5 +430,5 @@ def unpack_masks(packed: PyTree) -> PyTree:
         flat = jnp.unpackbits(leaf.bits, count=math.prod(leaf.shape))
         return flat.reshape(leaf.shape).astype(bool)
 
-    is_leaf = lambda node: isinstance(node, (PackedMask, optax.MaskedNode))  # noqa: E731
+    is_leaf = lambda node: isinstance(node, (PackedMask, optax.MaskedNode))
     return jax.tree.map(unpack, packed, is_leaf=is_leaf)

@@ -494,7 +494,7 @@ def get_masks(opt_state: PyTree) -> PyTree:
     Raises:
         ValueError: If there are no masks, or two for the same leaf.
     """
-    is_ours = lambda node: isinstance(node, SparsifyState)  # noqa: E731
+    is_ours = lambda node: isinstance(node, SparsifyState)
     nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
     found = [unpack_masks(node.masks) for node in nodes if is_ours(node)]
     if not found:

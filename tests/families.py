@@ -35,7 +35,7 @@ PHASES = [4, 9, 12, 18, 20]  # sparse, dense, sparse, dense, sparse
 
 def make_params(seed: int = 0) -> PyTree:
     rng = np.random.default_rng(seed)
-    draw = lambda shape: rng.normal(0, 0.5, shape).astype(np.float32)  # noqa: E731
+    draw = lambda shape: rng.normal(0, 0.5, shape).astype(np.float32)
     return jax.tree.map(draw, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
 
 
@@ -349,7 +349,7 @@ def make_cell(method: str, optimizer: str) -> optax.GradientTransformation:
 
 def sparsify_state(opt_state: PyTree) -> sj.SparsifyState:
     """The one state of `sparsify` in an optimizer state."""
-    is_ours = lambda node: isinstance(node, sj.SparsifyState)  # noqa: E731
+    is_ours = lambda node: isinstance(node, sj.SparsifyState)
     [found] = filter(is_ours, jax.tree.leaves(opt_state, is_leaf=is_ours))
     return found
 
@@ -357,5 +357,5 @@ def sparsify_state(opt_state: PyTree) -> sj.SparsifyState:
 def by_path(tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves as NumPy arrays by path."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    name = lambda p: jax.tree_util.keystr(p, simple=True, separator="/")  # noqa: E731
+    name = lambda p: jax.tree_util.keystr(p, simple=True, separator="/")
     return {name(path): np.asarray(leaf) for path, leaf in pairs}

@@ -38,7 +38,7 @@ def config_of(name):
 
 def make_params(seed=0):
     keys = iter(jax.random.split(jax.random.key(seed), 3))
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_shape = lambda x: isinstance(x, tuple)
     return jax.tree.map(
         lambda shape: jax.random.normal(next(keys), shape), SHAPES, is_leaf=is_shape
     )
@@ -149,7 +149,7 @@ def test_top_kast_trains_as_in_the_library():
         params, state = one(params, state)
         theta, reference = other(theta, reference)
         alpha = sj.top_kast_params(theta, reference)
-        close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+        close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
         jax.tree.map(close, params, alpha)
         masks = sj.get_masks(state)
         assert state.figures.updates == (t + 1) // 3

@@ -112,7 +112,7 @@ def test_a_weight_is_found_on_whatever_way_it_comes(way):
 
 def test_a_mask_given_as_a_bool_input_is_looked_through():
     masks = spec(4, 6, dtype=bool)
-    apply = lambda p, x, m: x @ jnp.where(m, p["w"], 0)  # noqa: E731
+    apply = lambda p, x, m: x @ jnp.where(m, p["w"], 0)
     assert by_parameter(apply, {"w": W}, X, masks) == {"w": ONE}
 
 
@@ -146,21 +146,21 @@ def test_concatenated_weights_share_by_their_sizes():
         return x @ fused
 
     assert by_parameter(apply, params, X) == {"key": 112, "query": 112, "value": 168}
-    fill = lambda p, x: x @ jnp.zeros((4, 9)).at[:, 3:5].set(p["key"])  # noqa: E731
+    fill = lambda p, x: x @ jnp.zeros((4, 9)).at[:, 3:5].set(p["key"])
     assert by_parameter(fill, params, X)["key"] == 2 * 7 * 4 * 9
 
 
 def test_shares_add_up_where_they_do_not_divide():
     """Four FLOPs for three parameters that are added up."""
     params = [spec(2, 1), spec(2, 1), spec(2, 1)]
-    apply = lambda p, x: lax.dot(x, sum(p))  # noqa: E731
+    apply = lambda p, x: lax.dot(x, sum(p))
     flops = by_parameter(apply, params, spec(1, 2))
     assert list(flops) == ["0", "1", "2"]
     assert sorted(flops.values()) == [1, 1, 2]
 
 
 def test_parameters_in_one_vector():
-    unravel = lambda flat: (flat[:24].reshape(4, 6), flat[24:].reshape(6, 2))  # noqa: E731
+    unravel = lambda flat: (flat[:24].reshape(4, 6), flat[24:].reshape(6, 2))
 
     def apply(flat, x):
         a, b = unravel(flat)
@@ -170,18 +170,18 @@ def test_parameters_in_one_vector():
 
 
 def test_a_tied_weight_pays_for_each_use():
-    apply = lambda p, x: x @ p["w"] @ p["w"].T  # noqa: E731
+    apply = lambda p, x: x @ p["w"] @ p["w"].T
     assert by_parameter(apply, {"w": W}, X) == {"w": 2 * ONE}
 
 
 def test_looking_up_an_embedding_is_free_and_one_hot_is_not():
     table, ids = {"table": spec(50, 6)}, spec(7, dtype=jnp.int32)
     assert by_parameter(lambda p, i: p["table"][i], table, ids) == {"table": 0}
-    apply = lambda p, i: jax.nn.one_hot(i, 50) @ p["table"]  # noqa: E731
+    apply = lambda p, i: jax.nn.one_hot(i, 50) @ p["table"]
     assert by_parameter(apply, table, ids) == {"table": 2 * 7 * 50 * 6}
     # What was looked up is an activation.
     params = {**table, "w": spec(6, 3)}
-    apply = lambda p, i: p["table"][i] @ p["w"]  # noqa: E731
+    apply = lambda p, i: p["table"][i] @ p["w"]
     assert by_parameter(apply, params, ids) == {"table": 0, "w": 2 * 7 * 6 * 3}
 
 
@@ -241,7 +241,7 @@ def test_an_expert_pays_for_the_rows_routed_to_it():
 
 
 def test_a_matrix_product_has_the_flops_that_xla_counts():
-    apply = lambda p, x: jnp.einsum("gbi,gio->gbo", x, p)  # noqa: E731
+    apply = lambda p, x: jnp.einsum("gbi,gio->gbo", x, p)
     arguments = spec(3, 4, 6), spec(3, 7, 4)
     by_xla = jax.jit(apply).lower(*arguments).cost_analysis()["flops"]
     assert sj.forward_flops(apply, *arguments).total == by_xla == 3 * ONE
@@ -354,7 +354,7 @@ def test_a_scan_over_stacked_layers(remat):
     stack = nn.scan(
         layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=LAYERS
     )(name="layers")
-    model = lambda variables, x: stack.apply(variables, x, None)[0]  # noqa: E731
+    model = lambda variables, x: stack.apply(variables, x, None)[0]
     variables = jax.eval_shape(stack.init, jax.random.key(0), X, None)
     flops = sj.forward_flops(model, variables, X)
     once = 2 * 7 * 4 * 8
@@ -422,8 +422,8 @@ def test_a_recurrent_network_pays_at_every_step():
 
 def test_nested_scans_multiply():
     def apply(w, x):
-        inner = lambda x, _: (jnp.tanh(x @ w), None)  # noqa: E731
-        outer = lambda x, _: (lax.scan(inner, x, None, length=5)[0], None)  # noqa: E731
+        inner = lambda x, _: (jnp.tanh(x @ w), None)
+        outer = lambda x, _: (lax.scan(inner, x, None, length=5)[0], None)
         return lax.scan(outer, x, None, length=3)[0]
 
     assert by_parameter(apply, spec(4, 4), X) == {"": 15 * 2 * 7 * 4 * 4}
@@ -433,8 +433,8 @@ def test_the_most_expensive_branch_counts():
     params = {"a": spec(4, 4), "b": spec(4, 1), "c": spec(1, 4)}
 
     def apply(params, x, choice):
-        dear = lambda: x @ params["a"]  # noqa: E731
-        cheap = lambda: x @ params["b"] @ params["c"]  # noqa: E731
+        dear = lambda: x @ params["a"]
+        cheap = lambda: x @ params["b"] @ params["c"]
         return lax.switch(choice, [lambda: x, cheap, dear, cheap])
 
     flops = by_parameter(apply, params, X, spec(dtype=jnp.int32))
@@ -682,7 +682,7 @@ def resnet50():
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     params = {"params": variables["params"]}
     rest = {"batch_stats": variables["batch_stats"]}
-    apply = lambda p, x, rest: model.apply({**p, **rest}, x)  # noqa: E731
+    apply = lambda p, x, rest: model.apply({**p, **rest}, x)
     flops = sj.forward_flops(apply, params, image, rest)
     kernels = {p: w.shape for p, w in leaves_with_paths(params) if len(w.shape) > 1}
     return flops, kernels

@@ -158,7 +158,7 @@ def test_supermasks_have_exact_counts_and_gradients_go_straight_through():
     on = sj.supermask_params(PARAMS, scores, 0.7)
     np.testing.assert_array_equal(on["first"], sj.apply_masks(PARAMS, masks)["first"])
     weight = rng.normal(size=(6, 8)).astype(np.float32)
-    loss = lambda s: jnp.sum(sj.supermask_params(PARAMS, s, 0.7)["first"] * weight)  # noqa: E731
+    loss = lambda s: jnp.sum(sj.supermask_params(PARAMS, s, 0.7)["first"] * weight)
     expected = weight * PARAMS["first"] * np.sign(scores["first"])
     np.testing.assert_allclose(jax.grad(loss)(scores)["first"], expected, rtol=1e-6)
 

@@ -102,7 +102,7 @@ def test_random_masks_choose_every_position_equally_often():
     draws, size, kept = 2000, 24, 6
     params = {"w": np.zeros((4, 6))}
     counts = {"w": jnp.int32(kept)}
-    draw = lambda key: sj.random_masks(key, params, counts=counts)["w"]  # noqa: E731
+    draw = lambda key: sj.random_masks(key, params, counts=counts)["w"]
     masks = jax.vmap(draw)(jax.random.split(jax.random.key(0), draws))
     hits = np.asarray(masks).reshape(draws, size).sum(0)
     assert hits.sum() == draws * kept
@@ -158,7 +158,7 @@ def test_apply_masks_zeroes_the_inactive_and_leaves_the_rest_bit_identical(dtype
         for name in SHAPES:
             result, mask = np.asarray(masked[name]), masks[name]
             assert result.dtype == dtype
-            bits = lambda a: a.view(f"u{a.dtype.itemsize}")  # noqa: E731
+            bits = lambda a: a.view(f"u{a.dtype.itemsize}")
             np.testing.assert_array_equal(
                 bits(result), np.where(mask, bits(params[name]), 0)
             )
@@ -234,7 +234,7 @@ def test_union_difference_overlap_and_churn_are_those_of_sets(a, b):
 @moderate
 @given(masks_of, masks_of)
 def test_identities_of_the_mask_algebra(a, b):
-    same = lambda p, q: np.testing.assert_array_equal(flat(p), flat(q))  # noqa: E731
+    same = lambda p, q: np.testing.assert_array_equal(flat(p), flat(q))
     same(sj.union(a, b), sj.union(b, a))
     same(sj.union(a, a), a)
     same(sj.union(sj.difference(a, b), b), sj.union(a, b))

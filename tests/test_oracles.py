@@ -324,7 +324,7 @@ def official_granet_update(w, g, mask, sparsity, rate, form):
 @jax.jit
 def our_granet_update(w, g, mask, keep, rate):
     pruned = sj.prune_magnitude(w, mask, keep=keep)
-    magnitude = lambda tree: jax.tree.map(jnp.abs, tree)  # noqa: E731
+    magnitude = lambda tree: jax.tree.map(jnp.abs, tree)
     return sj.exchange(magnitude(w), magnitude(g), pruned, rate).masks
 
 
@@ -335,7 +335,7 @@ def test_pure_functions_give_the_masks_of_the_official_granet_code(
     form, sparsity, seed
 ):
     rng = np.random.default_rng(seed)
-    draw = lambda: {  # noqa: E731
+    draw = lambda: {
         name: rng.normal(size=shape).astype(np.float32)
         for name, shape in SHAPES.items()
     }

@@ -96,7 +96,7 @@ def test_rules_need_only_shapes(params):
 def test_any_pytree_of_arrays_has_rules(params):
     rules = sj.layer_rules(params)
     expected = [leaf.ndim >= 2 for leaf in jax.tree.leaves(params)]
-    is_node = lambda node: isinstance(node, (sj.LayerRule, optax.MaskedNode))  # noqa: E731
+    is_node = lambda node: isinstance(node, (sj.LayerRule, optax.MaskedNode))
     found = jax.tree.leaves(rules, is_leaf=is_node)
     assert [isinstance(node, sj.LayerRule) for node in found] == expected
 

@@ -22,7 +22,7 @@ RATES = (0.2, 0.5, 0.9, 0.98)
 def levels(seed, most=4):
     """Arrays of few distinct magnitudes, so that many scores tie."""
     rng = np.random.default_rng(seed)
-    draw = lambda shape: rng.integers(-most, most + 1, shape).astype(np.float32)  # noqa: E731
+    draw = lambda shape: rng.integers(-most, most + 1, shape).astype(np.float32)
     return {**{name: draw(shape) for name, shape in SHAPES.items()}, "bias": draw((3,))}
 
 
@@ -146,7 +146,7 @@ def test_regeneration_keeps_the_count_and_never_selects_a_kept_unit(
     update = sj.regenerate(levels(seed + 1), kept, before, unit=unit)
     assert not marked(update.grown, unit) & marked(kept, unit)
     assert marked(update.masks, unit) == marked(update.grown, unit) | marked(kept, unit)
-    count = lambda masks: [name for name, _ in sorted(marked(masks, unit))]  # noqa: E731
+    count = lambda masks: [name for name, _ in sorted(marked(masks, unit))]
     assert count(update.masks) == count(before)
 
 

@@ -19,7 +19,7 @@ WIDTH, DEPTH = 32, 20
 
 def network(weight_variance):
     rng = np.random.default_rng(0)
-    draw = lambda: rng.normal(0, (weight_variance / WIDTH) ** 0.5, (WIDTH, WIDTH))  # noqa: E731
+    draw = lambda: rng.normal(0, (weight_variance / WIDTH) ** 0.5, (WIDTH, WIDTH))
     return [draw().astype(np.float32) for _ in range(DEPTH)]
 
 
@@ -53,7 +53,7 @@ def test_signals_keep_their_scale_once_rescaled():
     masks = [
         jnp.asarray(np.random.default_rng(3).random(w.shape) < 0.5) for w in params
     ]
-    power = lambda weights: float(jnp.mean(signals(weights, X) ** 2))  # noqa: E731
+    power = lambda weights: float(jnp.mean(signals(weights, X) ** 2))
     pruned = power(sj.apply_masks(params, masks))
     assert pruned < 1e-3 * power(params)  # a half a layer
     rescaled = power(sj.rescale_to_edge_of_chaos(params, masks))

@@ -270,7 +270,7 @@ def test_vmap_equals_a_loop(scope):
         "b": rng.normal(size=(5, 4)).astype(np.float32),
     }
     counts = jnp.array([0, 1, 2, 3, 4])
-    select = lambda scores, k: sj.top_k_mask(scores, k, scope=scope)  # noqa: E731
+    select = lambda scores, k: sj.top_k_mask(scores, k, scope=scope)
     batched = jax.jit(jax.vmap(select))(tree, counts)
     for i, k in enumerate(counts):
         single = jax.jit(select)({name: leaf[i] for name, leaf in tree.items()}, k)

@@ -86,8 +86,8 @@ def test_scores_are_right_where_float32_does_not_hold_the_flow(shortcut, gain):
     depth, width = 60, 5
     kernels = RNG.normal(size=(depth, width, width)).astype(np.float32)
     kernels *= np.float32(gain / np.abs(kernels).sum(1).mean())
-    step = lambda x, w: (shortcut * x + jax.nn.relu(x @ w), None)  # noqa: E731
-    apply = lambda w, x: jax.lax.scan(step, x, w)[0]  # noqa: E731
+    step = lambda x, w: (shortcut * x + jax.nn.relu(x @ w), None)
+    apply = lambda w, x: jax.lax.scan(step, x, w)[0]
     # A shortcut is as good as a kernel with the identity added.
     identity = shortcut * np.eye(width)
     products = numpy_scores(np.abs(kernels) + identity, np.zeros((depth, width)))
@@ -101,7 +101,7 @@ def test_scores_are_right_where_float32_does_not_hold_the_flow(shortcut, gain):
 
 def test_no_layer_is_emptied_where_snip_and_magnitude_empty_some():
     """The table of docs/initialization.md: 10 of 3,520 weights, three seeds."""
-    loss = lambda p, x: jnp.mean(mlp(p, x) ** 2)  # noqa: E731
+    loss = lambda p, x: jnp.mean(mlp(p, x) ** 2)
     methods = {sj.synflow: mlp, sj.snip: loss, sj.magnitude_pruning: loss}
     empty = dict.fromkeys(methods, 0)
     for seed in range(3):
@@ -120,7 +120,7 @@ def test_no_layer_is_emptied_where_snip_and_magnitude_empty_some():
 
 def test_a_network_without_flow_is_refused():
     params = make((5, 4, 3), RNG)
-    softmax = lambda p, x: jax.nn.softmax(0 * mlp(p, x))  # noqa: E731
+    softmax = lambda p, x: jax.nn.softmax(0 * mlp(p, x))
     with pytest.raises(ValueError, match="round 0; look for layers of zeros"):
         sj.synflow(softmax, params, [ONE], None, 0.5, rounds=2)
     params["kernels"][1][:] = 0

@@ -212,7 +212,7 @@ def test_eager_and_scan_equal_compiled():
     step, history = make_step(tx), trained("momentum")
     n = INTERVAL + 2
     noises = jax.tree.map(lambda *x: np.stack(x), *NOISE[:n])
-    body = lambda carry, noise: (step(*carry, noise), None)  # noqa: E731
+    body = lambda carry, noise: (step(*carry, noise), None)
     scanned, _ = jax.jit(lambda: jax.lax.scan(body, history[0], noises))()
     eager = jax.tree.map(jnp.asarray, history[INTERVAL - 1])
     for t in range(INTERVAL - 1, n):

@@ -92,7 +92,7 @@ def grow_at_random(key, masks, counts):
 
 @jax.jit
 def regenerate(params, grads, masks, fraction):
-    magnitude = lambda tree: {  # noqa: E731
+    magnitude = lambda tree: {
         name: jnp.abs(leaf) if name in SHAPES else optax.MaskedNode()
         for name, leaf in tree.items()
     }
@@ -124,7 +124,7 @@ def test_pruning_to_a_sparsity_only_removes_and_keeps_the_exact_count(
 def test_pruning_by_a_fraction_drops_its_ceiling(seed, density, percent):
     masks = masks_at(seed, density)
     pruned = prune_by(weights(seed, levels=4), masks, percent / 100)
-    drop = lambda active: -(-percent * active // 100)  # noqa: E731
+    drop = lambda active: -(-percent * active // 100)
     before = count(masks)
     active = sum(before.values())
     assert is_subset(pruned["global"], masks)

@@ -312,7 +312,7 @@ def trained_densities(opt_state: PyTree) -> dict[str, Fraction] | None:
     Returns:
         The densities by path; None for other methods, which train what they run on.
     """
-    is_top_kast = lambda node: isinstance(node, sj.TopKastState)  # noqa: E731
+    is_top_kast = lambda node: isinstance(node, sj.TopKastState)
     if not any(map(is_top_kast, jax.tree.leaves(opt_state, is_leaf=is_top_kast))):
         return None
     _, backward = sj.top_kast_masks(opt_state)

@@ -37,7 +37,7 @@ def new_topology(
         return sj.no_growth(everything)
     convolutions = None
     if setting.unit == "filter":
-        convolutions = lambda path, leaf: leaf.ndim == 4  # noqa: E731
+        convolutions = lambda path, leaf: leaf.ndim == 4
     masks = sj.dense_masks(params, convolutions)
     kept = sj.prune_once(
         params, masks, setting.rate, scope=setting.scope, unit=setting.unit

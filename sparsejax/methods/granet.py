@@ -120,7 +120,7 @@ def granet_transform(
         sparsity_schedule or cubic, begin_step, end_step, update_interval, scope
     )
     rate_at = prune_rate_schedule or cosine
-    is_update_step = lambda step: is_periodic(step) | (step == end_step)  # noqa: E731
+    is_update_step = lambda step: is_periodic(step) | (step == end_step)
     growth = growth_by(
         grow,
         is_update_step,

@@ -265,7 +265,7 @@ def top_kast_masks(opt_state: PyTree) -> tuple[PyTree, PyTree]:
     Raises:
         ValueError: If there are no masks, or two for the same leaf.
     """
-    is_ours = lambda node: isinstance(node, TopKastState)  # noqa: E731
+    is_ours = lambda node: isinstance(node, TopKastState)
     nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
     found = [node for node in nodes if is_ours(node)]
     if not found:
