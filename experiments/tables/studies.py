@@ -18,12 +18,17 @@ from experiments.comparison.results import report as comparison_report
 from experiments.configs import (
     auto_s,
     digits_before_during_after,
+    digits_deep_before_training,
+    digits_force,
+    edge_of_chaos,
     freezing_digits,
     generalization,
     lottery_digits,
     plasticity_digits,
     polarisation_digits,
 )
+from experiments.edge_of_chaos_study import experiment as edge_of_chaos_study
+from experiments.edge_of_chaos_study import results as edge_of_chaos_results
 from experiments.freezing_study import experiment as freezing_study
 from experiments.freezing_study import results as freezing_results
 from experiments.generalization_study import experiment as generalization_study
@@ -90,6 +95,31 @@ STUDIES: Mapping[str, Study] = {
             "digits": (
                 "Pruning before, during and after training on scikit-learn's digits",
                 digits_before_during_after.get_config,
+            )
+        },
+    ),
+    "before_training_deep": Study(
+        digits.compare,
+        _of_methods,
+        {
+            "digits": (
+                "Pruning before training in a deep network, on scikit-learn's digits",
+                digits_deep_before_training.get_config,
+            )
+        },
+    ),
+    "edge_of_chaos": Study(
+        edge_of_chaos_study.run_experiment,
+        _of_records(edge_of_chaos_results.Record, edge_of_chaos_results.report),
+        {"snip": (edge_of_chaos_study.TITLE, edge_of_chaos.get_config)},
+    ),
+    "force": Study(
+        digits.compare,
+        _of_methods,
+        {
+            "digits": (
+                "FORCE and Iterative SNIP where SNIP fails, on scikit-learn's digits",
+                digits_force.get_config,
             )
         },
     ),
