@@ -18,6 +18,8 @@ from experiments.training.loop import train_and_evaluate
 from experiments.training.preemption import PreemptionWatch
 from sparsejax.checks import is_traced
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def digits(**changes):
     config = digits_resnet.get_config("method=granet,sparsity=0.9")

@@ -35,6 +35,7 @@ def start(workdir, cache, processes, *overrides):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",  # these runs mostly compile
         "NPROC": "8",  # XLA's thread pool; see docs/scaling.md
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

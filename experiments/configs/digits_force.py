@@ -7,6 +7,16 @@ train where SNIP does not. `digits_before_during_after.py` has SNIP fail at both
 99.5 % it stays at chance with three of its five seeds, but differences between methods
 are within the noise of five. Here are thirty others, with the 60 rounds of the paper;
 all else is as there.
+
+Time: 11 minutes of CPU time. Result, test accuracy in % ± standard deviation, and the gain
+over SNIP, paired by seed, ± half of the 95 % confidence interval (JAX 0.10.2 on a CPU):
+
+                     99 %                        99.5 %
+    Static       12.3 ± 6.0   -34.3 ± 5.1    10.5 ± 1.9    -9.5 ± 4.2
+    SNIP         46.7 ± 13.1                 20.0 ± 11.5
+    Iter-SNIP    49.2 ± 18.9   +2.6 ± 8.0    22.8 ± 10.4   +2.8 ± 5.4
+    FORCE        74.7 ± 15.5  +28.0 ± 7.5    45.4 ± 17.9  +25.4 ± 7.0
+    SynFlow      65.9 ± 18.8  +19.3 ± 8.1    37.7 ± 25.7  +17.7 ± 9.6
 """
 
 from ml_collections import ConfigDict
