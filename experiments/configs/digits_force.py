@@ -8,8 +8,9 @@ train where SNIP does not. `digits_before_during_after.py` has SNIP fail at both
 are within the noise of five. Here are thirty others, with the 60 rounds of the paper;
 all else is as there.
 
-Time: 11 minutes of CPU time. Result, test accuracy in % ± standard deviation, and the gain
-over SNIP, paired by seed, ± half of the 95 % confidence interval (JAX 0.10.2 on a CPU):
+Time: 11 minutes of CPU time. Result, test accuracy in % ± standard deviation, and the
+gain over SNIP, paired by seed, ± half of the 95 % confidence interval (JAX 0.10.2 on a
+CPU):
 
                      99 %                        99.5 %
     Static       12.3 ± 6.0   -34.3 ± 5.1    10.5 ± 1.9    -9.5 ± 4.2
