@@ -32,8 +32,9 @@ quickstart: $(VENV)/.installed-experiments
 
 test: lint
 	@echo "== Running the tests and the docstring examples"
-	@# A file is one worker's: what its tests share is made once.
-	@$(BIN)/python -m pytest -n auto --dist loadfile -q
+	@# A file is one worker's: what its tests share is made once. In their order, as the
+	@# files with the fewest tests, sent last otherwise, are the slowest.
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -q
 
 lint: $(VENV)/.installed-experiments+test
 	@echo "== Checking format, lint and types"
