@@ -33,8 +33,7 @@ def jaxpruner(
     """
     if importlib.util.find_spec("jaxpruner") is None:
         return None
-    if not hasattr(jax, "tree_map"):
-        setattr(jax, "tree_map", jax.tree.map)  # noqa: B010
+    vars(jax).setdefault("tree_map", jax.tree.map)
     package = importlib.import_module("jaxpruner")
     schedule = package.PeriodicSchedule(
         update_freq=interval, update_start_step=0, update_end_step=10**6

@@ -1,6 +1,6 @@
 """What must hold of a configuration, and how one is refused that does not keep it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,6 +37,20 @@ def distinct(values: Sequence[Any]) -> bool:
         Whether it is so.
     """
     return len(set(values)) == len(values) > 0
+
+
+def split_conditions(config: ConfigDict) -> Iterator[Condition]:
+    """Says what the fields of a split into three parts must be.
+
+    Args:
+        config: `split_seed`, `validation_share` and `test_share`.
+
+    Yields:
+        The conditions.
+    """
+    yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
+    for field in ("validation_share", "test_share"):
+        yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
 
 
 def seeds_condition(config: ConfigDict, lacking: str) -> Condition:

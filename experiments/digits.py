@@ -38,6 +38,7 @@ from experiments.conditions import (
     distinct,
     refuse_unless,
     seeds_condition,
+    split_conditions,
 )
 from experiments.input.digits import IMAGE_SHAPE, Split, load_split
 from experiments.record.files import write_atomically
@@ -86,9 +87,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"such that each leaves another number of the {size} prunable weights",
     )
     yield seeds_condition(config, "deviation")
-    yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
-    for field in ("validation_share", "test_share"):
-        yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
+    yield from split_conditions(config)
     train = len(load_data(config).train.labels)
     yield "batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]"
     yield "epochs", config.epochs >= 1, "at least 1"

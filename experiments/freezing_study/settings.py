@@ -9,6 +9,7 @@ from experiments.conditions import (
     distinct,
     refuse_unless,
     seeds_condition,
+    split_conditions,
 )
 from experiments.freezing_study.methods import METHODS, PAIRS
 from experiments.input.digits import load_split
@@ -42,9 +43,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         "different numbers in (0, 1)",
     )
     yield seeds_condition(config, "interval")
-    yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
-    for field in ("validation_share", "test_share"):
-        yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
+    yield from split_conditions(config)
     data = load_split(config.validation_share, config.test_share, config.split_seed)
     train = len(data.train.labels)
     yield "batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]"

@@ -9,6 +9,7 @@ from experiments.conditions import (
     distinct,
     refuse_unless,
     seeds_condition,
+    split_conditions,
 )
 from experiments.input.digits import Split, load_split
 
@@ -63,9 +64,7 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
     yield seeds_condition(config, "interval")
     yield "polarisation", config.polarisation > 0, "above 0; it is compared with 0"
     yield "activation", config.activation > 0, "above 0"
-    yield "split_seed", 0 <= config.split_seed < 2**32, "in [0, 2^32)"
-    for field in ("validation_share", "test_share"):
-        yield field, 0.02 <= config[field] <= 0.45, "in [0.02, 0.45]"
+    yield from split_conditions(config)
     train = len(load_data(config).train.labels)
     yield "batch_size", 1 <= config.batch_size <= train, f"in [1, {train}]"
     yield "epochs", config.epochs >= 2, "at least 2: one control chooses in the middle"
