@@ -109,6 +109,7 @@ from sparsejax.schedules import linear_sparsity as linear_sparsity
 from sparsejax.selection import kth_largest as kth_largest
 from sparsejax.selection import top_k_mask as top_k_mask
 from sparsejax.topology import TopologyUpdate as TopologyUpdate
+from sparsejax.topology import counts_after_pruning as counts_after_pruning
 from sparsejax.topology import exchange as exchange
 from sparsejax.topology import no_growth as no_growth
 from sparsejax.topology import prune_by_score as prune_by_score
@@ -165,6 +166,7 @@ __all__ = (
     "count_active",
     "count_per_neuron",
     "count_prunable",
+    "counts_after_pruning",
     "cubic_sparsity",
     "dead_units",
     "dense_masks",

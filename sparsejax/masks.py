@@ -15,8 +15,8 @@ import optax
 
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, is_traced
-from sparsejax.counting import count_true
 from sparsejax.distributions import Distribution, layer_counts
+from sparsejax.layouts import layout_of
 from sparsejax.parameters import (
     Prunable,
     join_layers,
@@ -257,9 +257,12 @@ def count_active(masks: PyTree, scope: str = "global") -> Any:
         2
     """
     check_choice("scope", scope, SCOPES)
-    mask_leaves(masks)
-    counts = map_masked(lambda mask: count_true([mask])[0], masks)
-    return counts if scope == "layer" else sum(jax.tree.leaves(counts), jnp.int32(0))
+    leaves = list(mask_leaves(masks).values())
+    layout = layout_of(leaves)
+    counts = layout.count([[array] for array in layout.pack(leaves)])[0]
+    if scope == "global":
+        return jnp.sum(counts, dtype=jnp.int32)
+    return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
 
 
 def count_prunable(masks: PyTree) -> int:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.checks import SCOPES, check_choice, check_count
-from sparsejax.counting import count_true
+from sparsejax.layouts import Layout, layout_of
 
 PyTree = Any
 
@@ -72,16 +72,6 @@ def _interior(low: jax.Array, high: jax.Array) -> list[jax.Array]:
     return [low + step.astype(low.dtype) for step in steps]
 
 
-def _positions(shape: tuple[int, ...], start: jax.Array) -> jax.Array:
-    """Numbers entries in row-major order; no reshape, which would gather shards."""
-    position, stride = start, 1
-    for axis in reversed(range(len(shape))):
-        index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        position = position + index * jnp.int32(stride)
-        stride *= shape[axis]
-    return position
-
-
 Points = Callable[[jax.Array], jax.Array]
 _Search = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -116,27 +106,39 @@ def _narrow(
 
 
 # Compiled, so that an eager call compiles once for its shapes, not at every call.
-@functools.partial(jax.jit, static_argnames="key")
-def _top_k(
+@functools.partial(jax.jit, static_argnames=("layout", "key"))
+def select(
+    layout: Layout,
     scores: Sequence[jax.Array],
     among: Sequence[jax.Array],
     k: jax.Array,
-    key: Callable[[jax.Array], jax.Array] | None,
+    key: Callable[[jax.Array], jax.Array] | None = None,
 ) -> list[jax.Array]:
-    """Marks the k largest scores, by leaf (k of shape [leaves]) or of all (k of [])."""
-    leaves = range(len(scores))
-    sizes = np.array([leaf.size for leaf in scores])
+    """Marks the k largest scores where the leaves are packed already.
+
+    Args:
+        layout: How leaves lie in arrays.
+        scores: The packed scores, as `comparable` gives them.
+        among: The packed bool arrays of what can be marked.
+        k: int32 counts, [leaves] to rank each leaf by itself, [] to rank all together.
+        key: What to rank by, as in `top_k_mask`.
+
+    Returns:
+        Packed bool arrays.
+    """
+    sizes = layout.sizes
     # Where positions start and end: of each leaf by itself, or of all leaves in a row.
     starts = np.zeros_like(sizes) if k.ndim else np.cumsum(sizes) - sizes
     last = sizes - 1 if k.ndim else sizes.sum() - 1
 
-    def keys(leaf: jax.Array) -> jax.Array:
-        return _ordered(leaf if key is None else key(leaf))
+    def keys(array: jax.Array) -> jax.Array:
+        return _ordered(array if key is None else key(array))
 
-    def at_leaf(points: jax.Array, i: int) -> jax.Array:
-        return points[..., i] if k.ndim else points
+    def spread(points: jax.Array) -> list[jax.Array]:
+        by_leaf = points if k.ndim else points[:, None]
+        return layout.spread(jnp.broadcast_to(by_leaf, (len(points), len(sizes))))
 
-    def counter(mark: Callable[..., list[jax.Array]]) -> Points:
+    def counter(mark: Callable[..., list[list[jax.Array]]]) -> Points:
         """Counts, in each leaf or in all, what `mark` marks at each point."""
 
         def count(points: jax.Array) -> jax.Array:
@@ -145,35 +147,45 @@ def _top_k(
             # nothing beside reading the scores.
             zero = jnp.int32(0)
             now, points, zero = jax.lax.optimization_barrier((scores, points, zero))
-            each = [
-                count_true(mark(i, now[i], at_leaf(points, i), zero)) for i in leaves
-            ]
-            counts = jnp.stack([jnp.stack(found) for found in zip(*each)])
+            counts = layout.count(mark(now, points, zero))
             return counts if k.ndim else jnp.sum(counts, axis=1, dtype=jnp.int32)
 
         return count
 
-    def above(i: int, leaf: jax.Array, points: Any, zero: Any = 0) -> list[jax.Array]:
-        ordered = keys(leaf)
-        return [among[i] & (ordered > point) for point in points]
+    def above(now: Any, points: jax.Array, zero: Any = 0) -> list[list[jax.Array]]:
+        return [
+            [allow & (keys(array) > point) for point in here]
+            for array, allow, here in zip(now, among, spread(points))
+        ]
 
     info = jnp.iinfo(jax.eval_shape(keys, scores[0]).dtype)
     lowest = jnp.full(k.shape, info.min, info.dtype)
     score, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, counter(above))
 
-    def tied(i: int, leaf: jax.Array, points: Any, zero: Any) -> list[jax.Array]:
+    def tied(now: Any, points: jax.Array, zero: Any) -> list[list[jax.Array]]:
         """Marks the ties up to the positions -point: fewer as points rise."""
-        ties = among[i] & (keys(leaf) == at_leaf(score, i))
-        position = _positions(leaf.shape, zero + int(starts[i]))
-        return [ties & (position <= -point) for point in points]
+        positions = layout.positions(starts, zero)
+        levels = spread(score[None])
+        return [
+            [allow & (keys(array) == level[0]) & (position <= -point) for point in here]
+            for array, allow, level, position, here in zip(
+                now, among, levels, positions, spread(points)
+            )
+        ]
 
     end = jnp.broadcast_to(jnp.asarray(last, jnp.int32), k.shape)
     point, _ = _narrow(-end, jnp.ones_like(end), k - found, counter(tied))
-    return [
-        above(i, leaf, [at_leaf(score, i)])[0]
-        | tied(i, leaf, [at_leaf(point, i)], jnp.int32(0))[0]
-        for i, leaf in enumerate(scores)
-    ]
+
+    def chosen() -> list[jax.Array]:
+        higher = above(scores, score[None])
+        level = tied(scores, point[None], jnp.int32(0))
+        return [a | b for (a,), (b,) in zip(higher, level)]
+
+    # A conditional, as its result is written to memory: XLA's CPU backend would work a
+    # mere expression out again wherever a leaf of it is used.
+    return jax.lax.cond(
+        jnp.any(k > 0), chosen, lambda: [jnp.zeros_like(allow) for allow in among]
+    )
 
 
 def _check_scores(leaves: Sequence[jax.Array]) -> None:
@@ -210,7 +222,18 @@ def _check_structure(name: str, tree: PyTree, structure: Any) -> None:
         )
 
 
-def _common_dtype(leaves: Sequence[Any]) -> list[jax.Array]:
+def comparable(leaves: Sequence[Any]) -> list[jax.Array]:
+    """Makes arrays of one dtype, in which all of them can be ranked.
+
+    Args:
+        leaves: Arrays of scores.
+
+    Returns:
+        The arrays in the widest of their dtypes.
+
+    Raises:
+        ValueError: If there are none, they have no order or are too large.
+    """
     arrays = [jnp.asarray(leaf) for leaf in leaves]
     _check_scores(arrays)
     dtype = jnp.result_type(*{array.dtype for array in arrays})
@@ -237,7 +260,7 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
         >>> kth_largest(jnp.array([3.0, -1.0, 7.0, 5.0]), 2).item()
         5.0
     """
-    leaves = _common_dtype(jax.tree.leaves(scores))
+    leaves = comparable(jax.tree.leaves(scores))
     _check_total(leaves)
     check_count("k", k, 1, sum(leaf.size for leaf in leaves))
     return _kth_largest(leaves, jnp.asarray(k, jnp.int32))
@@ -245,12 +268,13 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
 
 @jax.jit
 def _kth_largest(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-    everywhere = [jnp.ones(leaf.shape, bool) for leaf in leaves]
-    chosen = _top_k(leaves, everywhere, k, None)
+    layout = layout_of(leaves)
+    everywhere = layout.pack([jnp.ones(leaf.shape, bool) for leaf in leaves])
+    scores = layout.pack(leaves)
     highest = jnp.iinfo(_ordered(leaves[0]).dtype).max
     least = [
-        jnp.min(jnp.where(c, _ordered(s), highest), initial=highest)
-        for c, s in zip(chosen, leaves)
+        jnp.min(jnp.where(chosen, _ordered(score), highest), initial=highest)
+        for chosen, score in zip(select(layout, scores, everywhere, k), scores)
     ]
     return _unordered(jnp.min(jnp.stack(least)), leaves[0].dtype)
 
@@ -289,7 +313,7 @@ def top_k_mask(
     """
     check_choice("scope", scope, SCOPES)
     structure: Any = jax.tree.structure(scores)
-    leaves = _common_dtype(jax.tree.leaves(scores))
+    leaves = comparable(jax.tree.leaves(scores))
     if among is None:
         allowed = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     else:
@@ -313,4 +337,6 @@ def top_k_mask(
         for leaf, amount in zip(leaves, each):
             check_count("k", amount, 0, leaf.size)
         amounts = jnp.stack([jnp.asarray(amount, jnp.int32) for amount in each])
-    return structure.unflatten(_top_k(leaves, allowed, amounts, key))
+    layout = layout_of(leaves)
+    packed = layout.pack(leaves), layout.pack(allowed)
+    return structure.unflatten(layout.unpack(select(layout, *packed, amounts, key)))

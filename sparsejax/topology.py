@@ -16,8 +16,9 @@ import numpy as np
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
 from sparsejax.counts import drop_count, keep_count
+from sparsejax.layouts import layout_of
 from sparsejax.masks import count_active, count_prunable
-from sparsejax.selection import top_k_mask
+from sparsejax.selection import comparable, select, top_k_mask
 from sparsejax.trees import check_counts, check_fit, map_masked
 
 PyTree = Any
@@ -30,13 +31,11 @@ def _fitted(score: PyTree, masks: PyTree) -> PyTree:
     return map_masked(lambda mask, leaf: leaf, masks, score)
 
 
-def _drop_counts(fraction: Any, active: PyTree) -> PyTree:
-    """Counts what a fraction of each count drops, computed for all of them at once."""
+def _drop_counts(fraction: Any, active: jax.Array) -> jax.Array:
+    """Counts what a fraction of each count drops."""
     if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
         raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
-    counts = jnp.stack(jax.tree.leaves(active))
-    dropped = list(drop_count(fraction, counts))
-    return jax.tree.unflatten(jax.tree.structure(active), dropped)
+    return drop_count(fraction, active)
 
 
 def prune_by_score(
@@ -85,8 +84,9 @@ def prune_by_score(
             )
     elif fraction is not None:
         active = count_active(masks, scope)
-        dropped = _drop_counts(fraction, active)
-        keep = jax.tree.map(jnp.subtract, active, dropped)
+        counts = jnp.stack(jax.tree.leaves(active))
+        left = list(counts - _drop_counts(fraction, counts))
+        keep = jax.tree.unflatten(jax.tree.structure(active), left)
     else:
         check_counts("keep", keep, masks, scope)
     return top_k_mask(_fitted(score, masks), keep, among=masks, scope=scope, key=key)
@@ -248,12 +248,46 @@ def no_growth(masks: PyTree) -> TopologyUpdate:
     return TopologyUpdate(masks, map_masked(jnp.zeros_like, masks))
 
 
+def counts_after_pruning(
+    score: PyTree, masks: PyTree, keep: Any, key: Key = None
+) -> PyTree:
+    """Counts what is left of each layer if all are pruned together.
+
+    Args:
+        score: The lowest are dropped; a tree like `masks`.
+        masks: The masks in force.
+        keep: How many weights stay, an int; may be traced.
+        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
+
+    Returns:
+        A tree like `masks` of int32 scalars.
+
+    Raises:
+        ValueError: If the trees do not fit.
+
+    Example:
+        >>> masks = {"a": jnp.array([True, True]), "b": jnp.array([True, True])}
+        >>> score = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, 4.0])}
+        >>> jax.tree.map(int, counts_after_pruning(score, masks, 3))
+        {'a': 1, 'b': 2}
+    """
+    check_counts("keep", keep, masks, "global")
+    old = jax.tree.leaves(masks)
+    scores = comparable(jax.tree.leaves(_fitted(score, masks)))
+    layout = layout_of(old)
+    among = layout.pack(old)
+    kept = select(layout, layout.pack(scores), among, jnp.asarray(keep), key)
+    counts = layout.count([[mask] for mask in kept])[0]
+    return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
+
+
 def exchange(
     drop_score: PyTree,
     grow_score: PyTree,
     masks: PyTree,
     fraction: Any,
     key: Key = None,
+    counts: PyTree | None = None,
 ) -> TopologyUpdate:
     """Drops a fraction of each layer's active weights and grows as many.
 
@@ -266,9 +300,14 @@ def exchange(
         masks: The masks in force.
         fraction: The prune rate in [0, 1]: ceil(fraction * active) of each layer.
         key: What of both scores to rank by; see `sparsejax.top_k_mask`.
+        counts: Prune each layer to so many active weights first, by the same score; a
+            tree like `masks` of ints, none above what is active. None prunes nothing.
 
     Returns:
         The new masks, of the same count in each layer, and what has grown.
+
+    Raises:
+        ValueError: If the fraction is out of range or the trees do not fit.
 
     Example:
         >>> masks = jnp.array([True, True, False, False])
@@ -276,11 +315,28 @@ def exchange(
         >>> exchange(weights, grads, masks, 0.5).masks.tolist()
         [True, False, False, True]
     """
-    active = count_active(masks, "layer")
+    structure: Any = jax.tree.structure(masks)
+    old = jax.tree.leaves(masks)
+    losing = comparable(jax.tree.leaves(_fitted(drop_score, masks)))
+    gaining = comparable(jax.tree.leaves(_fitted(grow_score, masks)))
+    layout = layout_of(old)
+    among = layout.pack(old)
+    if counts is None:
+        active = layout.count([[mask] for mask in among])[0]
+    else:
+        check_counts("counts", counts, masks, "layer")
+        active = jnp.stack([jnp.asarray(n) for n in jax.tree.leaves(counts)])
     dropped = _drop_counts(fraction, active)
-    keep = jax.tree.map(jnp.subtract, active, dropped)
-    kept = prune_by_score(drop_score, masks, keep=keep, scope="layer", key=key)
-    return refill(grow_score, kept, dropped, key)
+    # What pruning drops and what the exchange drops are the lowest, one after the
+    # other: only the number that stays matters.
+    kept = select(layout, layout.pack(losing), among, active - dropped, key)
+    free = layout.complement(kept)
+    grown = select(layout, layout.pack(gaining), free, dropped, key)
+    now = [a | b for a, b in zip(kept, grown)]
+    return TopologyUpdate(
+        structure.unflatten(layout.unpack(now)),
+        structure.unflatten(layout.unpack(grown)),
+    )
 
 
 def refill(

@@ -1,6 +1,6 @@
 """The one wrapper: an optax optimizer with a sparse-training method is still one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.counting import count_true
 from sparsejax.inner import masked_update
+from sparsejax.layouts import layout_of
 from sparsejax.masks import apply_masks, count_active, count_prunable, unpack_masks
 from sparsejax.masks import sparsity as sparsity_of
 from sparsejax.parameters import (
@@ -148,16 +148,32 @@ class SparsifyState(NamedTuple):
     memory: Memory
 
 
-def _all_finite(*trees: PyTree) -> jax.Array:
-    """Tells whether trees of one structure hold neither NaN nor infinity."""
+def _all_finite(masks: PyTree, *trees: PyTree) -> jax.Array:
+    """Tells whether trees that the masks fit hold neither NaN nor infinity."""
     counts = [jnp.int32(0)]
-    for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
-        floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
-        if floats:
-            counts += count_true([~jnp.isfinite(leaf) for leaf in floats])
+    for tree in trees:
+        # Those with a mask by themselves, as a selection packs them too.
+        masked = map_masked(lambda mask, leaf: leaf, masks, tree)
+        rest = jax.tree.map(
+            lambda mask, leaf: leaf if is_left_dense(mask) else optax.MaskedNode(),
+            masks,
+            tree,
+            is_leaf=is_left_dense,
+        )
+        for leaves in jax.tree.leaves(masked), jax.tree.leaves(rest):
+            for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+                if jnp.issubdtype(dtype, jnp.inexact):
+                    counts.append(_count_non_finite(leaves, dtype))
     # Not their sum or maximum: XLA's CPU backend fuses that, with all that it is made
     # of, into whatever depends on it, for each weight. A sort it leaves alone.
     return jnp.sort(jnp.stack(counts))[-1] == 0
+
+
+def _count_non_finite(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    same = [leaf for leaf in leaves if leaf.dtype == dtype]
+    layout = layout_of(same)
+    marks = [[~jnp.isfinite(array)] for array in layout.pack(same)]
+    return jnp.max(layout.count(marks))
 
 
 def _first_figures(masks: PyTree) -> TopologyFigures:
@@ -185,11 +201,13 @@ def _encode(update: TopologyUpdate) -> PyTree:
 def _figures(
     old: PyTree, codes: PyTree, before: TopologyFigures, sound: Any
 ) -> TopologyFigures:
-    counts = [
-        count_true([code != _INACTIVE, code == _GROWN, mask & (code == _INACTIVE)])
-        for mask, code in zip(*map(jax.tree.leaves, (old, codes)))
+    layout = layout_of(jax.tree.leaves(old))
+    packed = layout.pack(jax.tree.leaves(old)), layout.pack(jax.tree.leaves(codes))
+    marks = [
+        [code != _INACTIVE, code == _GROWN, mask & (code == _INACTIVE)]
+        for mask, code in zip(*packed)
     ]
-    active, grown, dropped = (sum(each, jnp.int32(0)) for each in zip(*counts))
+    active, grown, dropped = jnp.sum(layout.count(marks), axis=1, dtype=jnp.int32)
     return TopologyFigures(
         active=active,
         sparsity=1 - active / count_prunable(old),
@@ -326,7 +344,7 @@ def sparsify(
             rules=rules_of(params),
             memory=state.memory,
         )
-        sound = _all_finite(grads)
+        sound = _all_finite(state.masks, grads)
         slots = jax.tree.map(
             lambda new, old: jnp.where(sound & jnp.isfinite(new), new, old),
             method.memory.observe(now),
@@ -370,7 +388,7 @@ def sparsify(
     def topology_update(
         grads: PyTree, state: SparsifyState, params: PyTree
     ) -> tuple[PyTree, TopologyFigures, Any]:
-        sound = _all_finite(params, grads)
+        sound = _all_finite(state.masks, params, grads)
         update = propose(grads, state, params)
         scalars = state.memory.scalars if update.scalars is None else update.scalars
         codes, scalars = jax.tree.map(

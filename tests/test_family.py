@@ -86,7 +86,10 @@ class Cell(NamedTuple):
     params=[pytest.param((m, o), id=f"{m}-{o}") for m in METHODS for o in OPTIMIZERS],
 )
 def cell(
-    request: pytest.FixtureRequest, quick_compilation: None, strict_ranks: None
+    request: pytest.FixtureRequest,
+    quick_compilation: None,
+    strict_ranks: None,
+    one_device: None,
 ) -> Cell:
     method, optimizer = METHODS[request.param[0]], OPTIMIZERS[request.param[1]]
     tx, traces = make_cell(*request.param), []

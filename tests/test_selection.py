@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.usefixtures("both_layouts")
+
 thorough = settings(max_examples=150, deadline=None, derandomize=True)
 moderate = settings(max_examples=40, deadline=None, derandomize=True)
 

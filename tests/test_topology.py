@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.usefixtures("both_layouts")
+
 moderate = settings(max_examples=60, deadline=None, derandomize=True)
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]

@@ -5,7 +5,7 @@ other layers make up for it, so that the overall sparsity is the scheduled one.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from sparsejax.distributions import Distribution
 from sparsejax.masks import count_active, masks_by_rule
 from sparsejax.parameters import LayerRule
 from sparsejax.schedules import Schedule
-from sparsejax.topology import prune_magnitude
+from sparsejax.scores import rank_of_magnitude
+from sparsejax.topology import counts_after_pruning, prune_magnitude
 from sparsejax.transform import Snapshot
 from sparsejax.trees import map_masked, mask_leaves, merge, partition_by_path
 
@@ -77,6 +78,53 @@ def first_masks(
     return masks_by_rule(key, params, scaled_rules, start, distribution)
 
 
+class _Due(NamedTuple):
+    """What the plan has for a step.
+
+    Attributes:
+        shared: The masks of the layers that are ranked together.
+        own: The masks of the layers that have counts of their own.
+        keep_shared: How many weights stay in the layers of `shared`.
+        keep_own: How many stay in each layer of `own`, a tree like it.
+    """
+
+    shared: PyTree
+    own: PyTree
+    keep_shared: Any
+    keep_own: PyTree
+
+
+def _due(now: Snapshot, plan: PrunePlan) -> _Due:
+    start = plan.begin_step + plan.update_interval
+    steps = np.arange(start, plan.end_step, plan.update_interval)
+    steps = np.append(steps, plan.end_step)
+    # Counted for all prunes ahead, on the host where the schedule is known there: in
+    # float32 the counts of tens of millions of weights would be off by some.
+    together, alone = _targets(plan, steps, now.masks, now.rules)
+    passed = (now.step - plan.begin_step) // plan.update_interval
+    prune = jnp.where(now.step >= plan.end_step, len(steps), passed) - 1
+    keep_shared = jnp.asarray(together)[prune]
+    keep_own = {path: jnp.asarray(counts)[prune] for path, counts in alone.items()}
+    active = mask_leaves(count_active(now.masks, "layer"))
+    # Where the masks are sparse enough already, all weights are kept.
+    is_due = sum(active.values()) > sum(keep_own.values(), keep_shared)
+    all_shared = sum(n for path, n in active.items() if path not in alone)
+    shared, own = partition_by_path(now.masks, alone)
+    return _Due(
+        shared,
+        own,
+        jnp.where(is_due, keep_shared, all_shared),
+        jax.tree.unflatten(
+            jax.tree.structure(own),
+            [
+                jnp.where(is_due, keep_own[path], n)
+                for path, n in active.items()
+                if path in alone
+            ],
+        ),
+    )
+
+
 def prune_to_plan(now: Snapshot, plan: PrunePlan) -> PyTree:
     """Prunes by magnitude to the number of weights that the plan has for this step.
 
@@ -90,31 +138,32 @@ def prune_to_plan(now: Snapshot, plan: PrunePlan) -> PyTree:
     Raises:
         ValueError: If the layers of fixed sparsity put the final one out of reach.
     """
-    start = plan.begin_step + plan.update_interval
-    steps = np.arange(start, plan.end_step, plan.update_interval)
-    steps = np.append(steps, plan.end_step)
-    # Counted for all prunes ahead, on the host where the schedule is known there: in
-    # float32 the counts of tens of millions of weights would be off by some.
-    shared, own = _targets(plan, steps, now.masks, now.rules)
-    passed = (now.step - plan.begin_step) // plan.update_interval
-    prune = jnp.where(now.step >= plan.end_step, len(steps), passed) - 1
-    shared_now = jnp.asarray(shared)[prune]
-    own_now = {path: jnp.asarray(counts)[prune] for path, counts in own.items()}
+    shared, own, keep_shared, keep_own = _due(now, plan)
+    if jax.tree.leaves(shared):
+        shared = prune_magnitude(now.params, shared, keep=keep_shared)
+    if jax.tree.leaves(own):
+        own = prune_magnitude(now.params, own, keep=keep_own, scope="layer")
+    return merge(shared, own)
 
-    def pruned() -> PyTree:
-        together, alone = partition_by_path(now.masks, own)
-        if jax.tree.leaves(together):
-            together = prune_magnitude(now.params, together, keep=shared_now)
-        if own:
-            keep = jax.tree.unflatten(
-                jax.tree.structure(alone),
-                [own_now[path] for path in mask_leaves(alone)],
-            )
-            alone = prune_magnitude(now.params, alone, keep=keep, scope="layer")
-        return merge(together, alone)
 
-    target = sum(own_now.values(), shared_now)
-    return jax.lax.cond(count_active(now.masks) > target, pruned, lambda: now.masks)
+def counts_of_plan(now: Snapshot, plan: PrunePlan) -> PyTree:
+    """Counts what `prune_to_plan` would leave of each layer.
+
+    Args:
+        now: What the method sees at an update step.
+        plan: Where pruning leads to.
+
+    Returns:
+        A tree like the masks of int32 scalars.
+
+    Raises:
+        ValueError: If the layers of fixed sparsity put the final one out of reach.
+    """
+    shared, _, keep_shared, keep_own = _due(now, plan)
+    if not jax.tree.leaves(shared):
+        return keep_own
+    counts = counts_after_pruning(now.params, shared, keep_shared, rank_of_magnitude)
+    return merge(counts, keep_own)
 
 
 def _targets(

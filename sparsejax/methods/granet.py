@@ -31,7 +31,7 @@ import optax
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, check_stop, check_within
 from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
+from sparsejax.methods.gradual import PrunePlan, counts_of_plan, first_masks
 from sparsejax.methods.growth import growth_by
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import Schedule, cosine_prune_rate, cubic_sparsity, every
@@ -130,16 +130,18 @@ def granet_transform(
     )
 
     def update(now: Snapshot) -> TopologyUpdate:
-        masks = prune_to_plan(now, plan)
         rate = rate_at(now.step)
         if stop_step is not None:
             rate = jnp.where(now.step <= stop_step, rate, 0.0)
+        # 1. and 2. both drop the weights of smallest magnitude: what a layer keeps in
+        # the end are its largest, and 1. only says how many are active.
         return exchange(
             drop_score=now.params,
-            grow_score=growth.score(now, masks),
-            masks=masks,
+            grow_score=growth.score(now, now.masks),
+            masks=now.masks,
             fraction=rate,
             key=scores.rank_of_magnitude,
+            counts=counts_of_plan(now, plan),
         )
 
     method = Method(
