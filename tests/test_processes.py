@@ -34,7 +34,6 @@ def start(workdir, cache, processes, *overrides):
     """Starts the main in so many processes."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",  # these runs mostly compile
         "NPROC": "8",  # XLA's thread pool; see docs/scaling.md
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -29,7 +29,6 @@ def environment(tmp_path_factory):
     cache = tmp_path_factory.mktemp("compiled")
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",  # these runs mostly compile
         # Restarts read what the first run has compiled.
         "JAX_COMPILATION_CACHE_DIR": str(cache),
