@@ -63,13 +63,13 @@ def _unordered(ordered: jax.Array, dtype: Any) -> jax.Array:
 _POINTS = 3
 
 
-def _interior(low: jax.Array, high: jax.Array) -> list[jax.Array]:
+def _interior(low: jax.Array, high: jax.Array) -> jax.Array:
     """Divides brackets in four: three rising points of [low, high), or low itself."""
     # As unsigned integers: high - low can be more than a signed one holds.
-    span = (high - low).astype(f"uint{8 * low.dtype.itemsize}")
+    span = (high - low).astype(f"uint{8 * low.dtype.itemsize}")[None]
     parts = _POINTS + 1
-    steps = [span // parts * j + span % parts * j // parts for j in range(1, parts)]
-    return [low + step.astype(low.dtype) for step in steps]
+    j = jnp.arange(1, parts, dtype=span.dtype).reshape(_POINTS, *[1] * low.ndim)
+    return low[None] + (span // parts * j + span % parts * j // parts).astype(low.dtype)
 
 
 Points = Callable[[jax.Array], jax.Array]
@@ -91,7 +91,7 @@ def _narrow(
     def step(state: _Search) -> _Search:
         low, high, found = state
         points = _interior(low, high)
-        counts = count(jnp.stack(points))
+        counts = count(points)
         searched = is_open(*state)
         for point, here in zip(points, counts):
             low = jnp.where(searched & (here > k), jnp.maximum(low, point + 1), low)

@@ -391,10 +391,12 @@ def sparsify(
         sound = _all_finite(state.masks, params, grads)
         update = propose(grads, state, params)
         scalars = state.memory.scalars if update.scalars is None else update.scalars
-        codes, scalars = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            (_encode(update), scalars),
-            (_encode(no_growth(state.masks)), state.memory.scalars),
+        # A conditional, as its result is written to memory: XLA's CPU backend would work
+        # an expression out again at each use of a code, and compile it as often.
+        codes, scalars = jax.lax.cond(
+            sound,
+            lambda: (_encode(update), scalars),
+            lambda: (_encode(no_growth(state.masks)), state.memory.scalars),
         )
         return codes, _figures(state.masks, codes, state.figures, sound), scalars
 
