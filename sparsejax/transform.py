@@ -391,8 +391,8 @@ def sparsify(
         sound = _all_finite(state.masks, params, grads)
         update = propose(grads, state, params)
         scalars = state.memory.scalars if update.scalars is None else update.scalars
-        # A conditional, as its result is written to memory: XLA's CPU backend would work
-        # an expression out again at each use of a code, and compile it as often.
+        # A conditional, as its result is written to memory: XLA's CPU backend would
+        # work an expression out again at each use, and compile it as often.
         codes, scalars = jax.lax.cond(
             sound,
             lambda: (_encode(update), scalars),
