@@ -6,10 +6,11 @@ compile and, on an accelerator, to launch. `Rows` copies all leaves into the row
 array: one kernel serves them all, at the price of the copy. Both count the same.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,38 +23,9 @@ Shape = tuple[int, ...]
 _jit = functools.partial(jax.jit, static_argnums=0)
 
 
-class Layout(Protocol):
-    """What counting and ranking need to know of L leaves that lie in A arrays."""
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of entries of each leaf."""
-
-    def pack(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-        """Gives the A arrays of L leaves of one dtype; what they hold beside is 0."""
-
-    def unpack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-        """Gives the L leaves of A arrays."""
-
-    def spread(self, values: jax.Array) -> list[jax.Array]:
-        """Spreads values [P, L], P for each leaf, so that they broadcast with arrays.
-
-        Gives A arrays whose P elements do.
-        """
-
-    def positions(self, starts: np.ndarray, zero: jax.Array) -> list[jax.Array]:
-        """Numbers the entries of each leaf row-major, from starts [L] plus `zero`."""
-
-    def complement(self, masks: Sequence[jax.Array]) -> list[jax.Array]:
-        """Marks the entries of leaves that A bool arrays do not mark."""
-
-    def count(self, marks: Sequence[Sequence[jax.Array]]) -> jax.Array:
-        """Counts what is marked in each leaf: A lists of P bool arrays, to [P, L]."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Apart:
-    """Each leaf is an array of its own.
+class Layout(abc.ABC):
+    """What counting and ranking need to know of L leaves that lie in A arrays.
 
     Attributes:
         shapes: The shapes of the leaves.
@@ -65,6 +37,41 @@ class Apart:
     def sizes(self) -> np.ndarray:
         """The number of entries of each leaf."""
         return np.array([np.prod(shape, dtype=np.int64) for shape in self.shapes])
+
+    def count_each(self, masks: Sequence[jax.Array]) -> jax.Array:
+        """Counts what A bool arrays mark in each leaf: int32 [L]."""
+        return self.count([[mask] for mask in masks])[0]
+
+    @abc.abstractmethod
+    def pack(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+        """Gives the A arrays of L leaves of one dtype; what they hold beside is 0."""
+
+    @abc.abstractmethod
+    def unpack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        """Gives the L leaves of A arrays."""
+
+    @abc.abstractmethod
+    def spread(self, values: jax.Array) -> list[jax.Array]:
+        """Spreads values [P, L], P for each leaf, so that they broadcast with arrays.
+
+        Gives A arrays whose P elements do.
+        """
+
+    @abc.abstractmethod
+    def positions(self, starts: np.ndarray, zero: jax.Array) -> list[jax.Array]:
+        """Numbers the entries of each leaf row-major, from starts [L] plus `zero`."""
+
+    @abc.abstractmethod
+    def complement(self, masks: Sequence[jax.Array]) -> list[jax.Array]:
+        """Marks the entries of leaves that A bool arrays do not mark."""
+
+    @abc.abstractmethod
+    def count(self, marks: Sequence[Sequence[jax.Array]]) -> jax.Array:
+        """Counts what is marked in each leaf: A lists of P bool arrays, to [P, L]."""
+
+
+class Apart(Layout):
+    """Each leaf is an array of its own."""
 
     def pack(self, leaves: Sequence[jax.Array]) -> list[jax.Array]:
         """Gives the leaves."""
@@ -106,20 +113,8 @@ class Apart:
 _WIDTH = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """All leaves are in one array [rows, width]; each begins a new row.
-
-    Attributes:
-        shapes: The shapes of the leaves.
-    """
-
-    shapes: tuple[Shape, ...]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """The number of entries of each leaf."""
-        return Apart(self.shapes).sizes
+class Rows(Layout):
+    """All leaves are in one array [rows, width]; each begins a new row."""
 
     @property
     def _width(self) -> int:

@@ -259,7 +259,7 @@ def count_active(masks: PyTree, scope: str = "global") -> Any:
     check_choice("scope", scope, SCOPES)
     leaves = list(mask_leaves(masks).values())
     layout = layout_of(leaves)
-    counts = layout.count([[array] for array in layout.pack(leaves)])[0]
+    counts = layout.count_each(layout.pack(leaves))
     if scope == "global":
         return jnp.sum(counts, dtype=jnp.int32)
     return jax.tree.unflatten(jax.tree.structure(masks), list(counts))

@@ -277,7 +277,7 @@ def counts_after_pruning(
     layout = layout_of(old)
     among = layout.pack(old)
     kept = select(layout, layout.pack(scores), among, jnp.asarray(keep), key)
-    counts = layout.count([[mask] for mask in kept])[0]
+    counts = layout.count_each(kept)
     return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
 
 
@@ -322,7 +322,7 @@ def exchange(
     layout = layout_of(old)
     among = layout.pack(old)
     if counts is None:
-        active = layout.count([[mask] for mask in among])[0]
+        active = layout.count_each(among)
     else:
         check_counts("counts", counts, masks, "layer")
         active = jnp.stack([jnp.asarray(n) for n in jax.tree.leaves(counts)])

@@ -172,8 +172,8 @@ def _all_finite(masks: PyTree, *trees: PyTree) -> jax.Array:
 def _count_non_finite(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     same = [leaf for leaf in leaves if leaf.dtype == dtype]
     layout = layout_of(same)
-    marks = [[~jnp.isfinite(array)] for array in layout.pack(same)]
-    return jnp.max(layout.count(marks))
+    marks = [~jnp.isfinite(array) for array in layout.pack(same)]
+    return jnp.max(layout.count_each(marks))
 
 
 def _first_figures(masks: PyTree) -> TopologyFigures:
