@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments.command_line import run_study
-from experiments.comparison import after_training, before_training
+from experiments.comparison import after_training
 from experiments.comparison import replicas as rep
 from experiments.comparison.courses import Course, density_history, run_of
 from experiments.comparison.figures import plot_accuracy, plot_density
+from experiments.comparison.first_masks import masks_of_runs
 from experiments.comparison.methods import first_sparsity
 from experiments.comparison.networks import make_network, network_conditions
 from experiments.comparison.results import (
@@ -43,6 +44,7 @@ from experiments.conditions import (
 from experiments.input.digits import IMAGE_SHAPE, Split, load_split
 from experiments.record.files import write_atomically
 from experiments.record.study import claim_folder
+from experiments.training import before_training
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 from experiments.training.sparse import NEED_SPARSITY
 
@@ -207,7 +209,7 @@ def _train_side_by_side(
         replica = rep.make_replica(seed, sparsity, start, params, config.distribution)
         runs.append((replica, params))
     if name in before_training.LABELS:
-        found = before_training.masks_before_training(
+        found = masks_of_runs(
             name, model, [params for _, params in runs], pairs, data.train, config
         )
         runs = [

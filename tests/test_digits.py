@@ -21,14 +21,13 @@ from experiments import digits
 from experiments.comparison import after_training
 from experiments.comparison import replicas as rep
 from experiments.comparison.after_training import FORMS, train_and_prune
-from experiments.comparison.before_training import LABELS as BEFORE_TRAINING
-from experiments.comparison.before_training import masks_before_training
 from experiments.comparison.figures import (
     LOOKS,
     _panels,
     plot_accuracy,
     plot_density,
 )
+from experiments.comparison.first_masks import masks_of_runs
 from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.comparison.networks import make_network
 from experiments.comparison.results import (
@@ -47,6 +46,7 @@ from experiments.digits import LABELS, check_config, load_data, train_method
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
+from experiments.training.before_training import LABELS as BEFORE_TRAINING
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 
 ROOT = Path(__file__).parent.parent
@@ -416,7 +416,7 @@ def first_masks(few_steps, quick_compilation):
     model, train = DigitsCNN(), load_data(config).train
     params = [rep.first_params(model, seed, train.images) for _, seed in pairs]
     return {
-        name: masks_before_training(name, model, params, pairs, train, config)
+        name: masks_of_runs(name, model, params, pairs, train, config)
         for name in BEFORE_TRAINING
     }
 

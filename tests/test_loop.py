@@ -3,7 +3,9 @@
 import signal
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from image_sets import write_tiny_imagenet
 
@@ -11,11 +13,16 @@ pytest.importorskip("grain", reason="of the experiments extra")
 
 import sparsejax as sj
 from experiments.configs import cifar_vgg19, digits_resnet, imagenet_resnet50
+from experiments.input import host
+from experiments.input.datasets import load_dataset
+from experiments.models import create_model
 from experiments.record.metrics import MetricWriter, read_metrics
-from experiments.training import loop
+from experiments.training import before_training, loop
 from experiments.training.checkpoint import Best
+from experiments.training.first_masks import first_masks
 from experiments.training.loop import train_and_evaluate
 from experiments.training.preemption import PreemptionWatch
+from experiments.training.state import first_variables
 from sparsejax.checks import is_traced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -51,7 +58,9 @@ def nothing_compiled(monkeypatch):
         ({"update_interval_steps": 76}, "update_interval must be below total_steps=76"),
         ({"pruning_share": 1.0}, "end_step must be below total_steps=76"),
         ({"sparsity": 1.0}, r"final_sparsity must be in \[0, 1\)"),
-        ({"method": "granite"}, "method must be one of .*granet, .*; got 'granite'"),
+        ({"method": "granite"}, "method must be .*granet, .*snip, .*; got 'granite'"),
+        ({"initialization_batches": 0}, "initialization_batches must be at least 1"),
+        ({"initialization_rounds": 0}, "initialization_rounds must be at least 1"),
         ({"model": "resnet21"}, "name must be one of .*; got 'resnet21'"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"parallel": "pjit"}, "parallel must be one of"),
@@ -111,6 +120,61 @@ def test_the_best_evaluation_is_one_at_full_sparsity(monkeypatch, tmp_path):
         assert best == Best(2, 0.8, 0.1) and test == 0.1
         assert evaluate(3, best, 0.9) == (best, None)
         assert evaluate(4, best, 0.9) == (best, 0.5)
+
+
+def masks_at_first(method, shape=(8, 8, 1), **changes):
+    config = digits(method=method, initialization_rounds=2, **changes)
+    data = load_dataset(config.dataset, None, config.validation_examples, config.seed)
+    model = create_model(config.model, data.num_classes, **config.model_options)
+    return first_masks(config, model, data, shape), config, data, model
+
+
+@pytest.mark.parametrize("method", before_training.LABELS)
+def test_masks_before_training_are_of_exact_sparsity(method):
+    masks, config, _, _ = masks_at_first(method)
+    prunable = sj.count_prunable(masks)
+    assert sj.count_active(masks) == sj.keep_count(config.sparsity, prunable)
+    assert all(isinstance(mask, np.ndarray) for mask in jax.tree.leaves(masks))
+
+
+def test_masks_before_training_are_of_the_first_batches():
+    """Against SNIP on one device, on what the run would train on first."""
+    masks, config, data, model = masks_at_first("snip", initialization_batches=2)
+    variables = first_variables(model, (8, 8, 1), config.seed)
+    read = host.train_batches(data.train, seed=config.seed, batch_size=64)
+    first = [next(read) for _ in range(2)]
+
+    def loss(params, batch):
+        images = (batch["image"] / np.float32(255) - data.mean) / data.std
+        logits, _ = model.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        log_probabilities = jax.nn.log_softmax(logits)
+        return -log_probabilities[np.arange(64), batch["label"]].mean()
+
+    alone = sj.snip(loss, variables["params"], first, None, config.sparsity)
+    same = jax.tree.map(lambda a, b: int((a == b).sum()), masks, alone)
+    # Eight devices add up in another order: near ties may fall otherwise.
+    assert sum(jax.tree.leaves(same)) >= 0.999 * sj.count_prunable(masks)
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_pruned_before_training_from_end_to_end(monkeypatch, tmp_path, parallel):
+    changes = {"total_steps": 3, "validation_examples": 2, "parallel": parallel}
+    config = digits(method="iter_snip", initialization_rounds=2, **changes)
+    outcome = train_and_evaluate(config, tmp_path)
+    masks = sj.get_masks(outcome.state.opt_state)
+    expected, *_ = masks_at_first("iter_snip", **changes)
+    jax.tree.map(np.testing.assert_array_equal, masks, expected)
+    weights = sj.apply_masks(outcome.state.params, masks)
+    jax.tree.map(np.testing.assert_array_equal, outcome.state.params, weights)
+
+    def never(*args):
+        raise AssertionError("masks of a run that goes on are made again")
+
+    monkeypatch.setattr(loop, "first_masks", never)
+    again = train_and_evaluate(config, tmp_path)
+    assert again.test_accuracy == outcome.test_accuracy
 
 
 def small(config, **changes):

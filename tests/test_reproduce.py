@@ -17,11 +17,10 @@ from experiments.tables import published, run_digits, run_images
 from experiments.tables.published import PUBLISHED
 from experiments.tables.render import render, write_page
 from experiments.tables.results import Found, read_table, result_path
-from experiments.tables.spec import TABLES, Cell, select
+from experiments.tables.spec import ROWS, TABLES, Cell, select
 from experiments.tables.studies import STUDIES
 from experiments.training import loop
 from experiments.training.preemption import EXIT_PREEMPTED, Preempted
-from experiments.training.sparse import LABELS
 
 ROOT = Path(__file__).parents[1]
 
@@ -228,7 +227,7 @@ def test_time_that_is_over_stops_a_run(tmp_path):
 def test_granet_comes_first_then_dense_then_the_rest_seed_by_seed():
     cells = select(TABLES["cifar10_vgg19"])
     assert [c.name for c in cells[:2]] == ["granet_0.95_18", "dense_0_18"]
-    assert len(cells) == len(set(cells)) == 3 * (3 * (len(LABELS) - 1) + 1)
+    assert len(cells) == len(set(cells)) == 3 * (3 * (len(ROWS) - 1) + 1)
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
     first = select(TABLES["imagenet_resnet50"])[0]
     assert first == Cell("granet", 0.9, 17)
@@ -274,7 +273,7 @@ def test_every_published_number_has_a_source_and_a_mark():
     assert PUBLISHED.keys() == TABLES.keys()
     for name, numbers in PUBLISHED.items():
         for (method, sparsity), number in numbers.items():
-            assert method in LABELS or method in published.OTHER_LABELS
+            assert method in ROWS or method in published.OTHER_LABELS
             assert sparsity in (0.0, *TABLES[name].sparsities)
             assert number.source and isinstance(number.verified, bool)
             assert number.verified == ("from memory" not in number.source)

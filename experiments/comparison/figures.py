@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from experiments.comparison import after_training, before_training
+from experiments.comparison import after_training
 from experiments.comparison.results import (
     MethodResult,
     epochs_text,
@@ -24,6 +24,7 @@ from experiments.record.accuracy_figure import (
     set_accuracy_axes,
     side_by_side,
 )
+from experiments.training import before_training
 
 LOOKS: Mapping[str, Look] = {
     "dense": Look("#000000", "_"),

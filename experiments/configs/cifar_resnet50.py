@@ -4,7 +4,7 @@
         --config=experiments/configs/cifar_resnet50.py:method=granet,sparsity=0.95 \
         --workdir=runs/cifar_resnet50_granet_95
 
-After the colon: method (a key of `experiments.training.sparse.LABELS`), sparsity (0.9,
+After the colon: method (one of `experiments.configs.common.METHODS`), sparsity (0.9,
 0.95, 0.98 in the paper), classes (10 or 100).
 
 160 epochs at batch 128. The paper's accuracy on CIFAR-10 is 94.75 dense and at 95 %

@@ -4,7 +4,7 @@
         --config=experiments/configs/cifar_vgg19.py:method=granet,sparsity=0.95 \
         --workdir=runs/vgg19_granet_95
 
-After the colon: method (a key of `experiments.training.sparse.LABELS`), sparsity (0.9,
+After the colon: method (one of `experiments.configs.common.METHODS`), sparsity (0.9,
 0.95, 0.98 in the paper), classes (10 or 100).
 
 160 epochs at batch 128: 56,160 steps on the 45,000 images left when 5,000 are held out

@@ -5,9 +5,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.training.sparse import LABELS
+from experiments.training import before_training, sparse
 
-METHODS = tuple(LABELS)
+METHODS = (*sparse.LABELS, *before_training.LABELS)
 
 
 def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
@@ -124,6 +124,8 @@ def base_config() -> ConfigDict:
     config.update(method_fields())
     config.update_interval_steps = 1000
     config.pruning_share = 0.5  # of the run, after which gradual pruning ends
+    config.initialization_batches = 1  # that pruning before training looks at
+    config.initialization_rounds = placeholder(int)  # None for those of its paper
     # Run.
     config.seed = 18
     config.parallel = "pmap"  # "pmap" or "jit"
@@ -158,4 +160,5 @@ def cifar_config(argument: str | None) -> ConfigDict:
     config.steps_per_call = 50  # 1 is faster on a CPU: convolutions in a loop are slow
     # As in the official code: mirrored edges for CIFAR-10, zeros for CIFAR-100.
     config.pad_mode = "reflect" if classes == 10 else "zero"
+    config.initialization_batches = classes // 10  # as in FORCE's code: 1 and 10
     return config

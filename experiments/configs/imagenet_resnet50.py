@@ -4,7 +4,7 @@
         --config=experiments/configs/imagenet_resnet50.py:method=granet,sparsity=0.9 \
         --workdir=runs/resnet50_granet_90
 
-After the colon: method (a key of `experiments.training.sparse.LABELS`), sparsity (0.8,
+After the colon: method (one of `experiments.configs.common.METHODS`), sparsity (0.8,
 0.9 in the paper).
 
 100 epochs at batch 128, as in the paper: 1,000,900 steps, topology updates every 4000,
@@ -46,6 +46,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.label_smoothing = 0.1
     config.update_interval_steps = 4000
     config.pruning_share = 0.3
+    config.initialization_batches = 40  # as in FORCE's code
     # AC/DC's for ImageNet: dense to 10 %, turns of 5 %, dense from 75, sparse from 85.
     config.acdc_phases = (*(0.1 + 0.05 * turn for turn in range(14)), 0.85)
     config.seed = 17

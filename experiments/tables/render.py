@@ -8,8 +8,7 @@ from experiments.record.files import write_atomically
 from experiments.record.markdown import markdown_table
 from experiments.tables.published import OTHER_LABELS, PUBLISHED, Numbers, Published
 from experiments.tables.results import Found, Result, read_table
-from experiments.tables.spec import Table
-from experiments.training.sparse import LABELS
+from experiments.tables.spec import ROWS, Table
 
 NOT_RUN = "not run"
 TARGET = 0.3  # percentage points from a verified number
@@ -142,7 +141,7 @@ def _accuracies(table: Table, runs: _Runs, published: Numbers) -> str:
     dense = [f"Dense: {_ours(runs, 'dense', 0.0)}"]
     if published:
         dense.append(f"published {published_text(published.get(('dense', 0.0)))}")
-    names = {name: LABELS[name] for name in table.methods if name != "dense"}
+    names = {name: ROWS[name] for name in table.methods if name != "dense"}
     # What was published and is not one of the rows is there for comparison.
     names |= {m: OTHER_LABELS[m] for m, _ in published if m in OTHER_LABELS}
     head = ["Method"]
@@ -177,7 +176,7 @@ def _against(table: Table, runs: _Runs, published: Numbers) -> str:
             difference = f"{mean - number.value:+.2f}"
         rows.append(
             [
-                LABELS[method],
+                ROWS[method],
                 f"{100 * sparsity:g} %",
                 _ours(runs, method, sparsity),
                 published_text(number),
@@ -210,7 +209,7 @@ def _figures(table: Table, runs: _Runs) -> str:
             best = [run["best"]["test_accuracy"] for run in found if run["best"]]
             rows.append(
                 [
-                    LABELS[method],
+                    ROWS[method],
                     f"{100 * sparsity:g} %",
                     f"{100 * _mean(found, 'realised_sparsity'):.2f} %",
                     f"{_mean(flops, 'inference'):.3f}x",
@@ -258,7 +257,7 @@ def _sources(published: Numbers) -> str:
     lines: dict[str, list[str]] = {}
     for (method, sparsity), number in published.items():
         mark = "[V]" if number.verified else "[U: unverified]"
-        label = OTHER_LABELS.get(method) or LABELS[method]
+        label = OTHER_LABELS.get(method) or ROWS[method]
         at = f" {100 * sparsity:g} %" if sparsity else ""
         lines.setdefault(f"{mark} {number.source}", []).append(label + at)
     return "\n".join(

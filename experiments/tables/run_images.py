@@ -20,6 +20,7 @@ from experiments.record.flops import changes, run_flops
 from experiments.record.metrics import read_metrics
 from experiments.tables.results import where_it_runs
 from experiments.tables.spec import Cell, Table
+from experiments.training.before_training import trained_as
 from experiments.training.loop import Outcome, train_and_evaluate
 from experiments.training.state import TrainState
 
@@ -141,7 +142,7 @@ def _flops(
     if method == "top_kast":
         trained = sj.layer_densities(sj.top_kast_masks(state.opt_state)[1])
     flops = run_flops(
-        method,
+        trained_as(method),
         forward,
         changes(*zip(*laid_out)),
         int(state.step),

@@ -11,10 +11,15 @@ from ml_collections import ConfigDict
 from experiments.configs import (
     cifar_resnet50,
     cifar_vgg19,
+    cifar_vgg19_narrow,
     digits,
     imagenet_resnet50,
 )
+from experiments.training import before_training
 from experiments.training.sparse import LABELS
+
+# Methods by their names in reports, in the order of rows.
+ROWS = LABELS | before_training.LABELS
 
 _FIRST_SPARSITY = 0.95  # whose column is filled first
 
@@ -23,7 +28,7 @@ class Cell(NamedTuple):
     """One run of a table.
 
     Attributes:
-        method: A key of `experiments.training.sparse.LABELS`.
+        method: A key of `ROWS`.
         sparsity: The sparsity asked for; 0 for "dense".
         seed: The seed.
     """
@@ -46,7 +51,7 @@ class Table:
         name: Its name on the command line and the folder of its results.
         title: What it shows, for people.
         recipe: How its networks are trained, in a sentence or two.
-        methods: Its rows, in the order of `LABELS`.
+        methods: Its rows, in the order of `ROWS`.
         sparsities: Its columns.
         seeds: Which runs a cell is the mean of.
         config: Gives the configuration of a cell.
@@ -186,6 +191,7 @@ def _images(
     image_shape: tuple[int, int, int],
     sparsities: Sequence[float],
     seeds: Sequence[int],
+    methods: Sequence[str] = tuple(ROWS),
 ) -> Table:
     def config(cell: Cell) -> ConfigDict:
         chosen = f"method={cell.method},sparsity={cell.sparsity}{arguments}"
@@ -193,9 +199,7 @@ def _images(
         fields.seed, fields.num_classes = cell.seed, num_classes
         return fields
 
-    return Table(
-        name, title, recipe, tuple(LABELS), sparsities, seeds, config, image_shape
-    )
+    return Table(name, title, recipe, methods, sparsities, seeds, config, image_shape)
 
 
 _CIFAR_RECIPE = (
@@ -239,6 +243,21 @@ _ALL = (
     _cifar(10, "resnet50", "ResNet-50", cifar_resnet50.get_config),
     _cifar(100, "vgg19", "VGG-19", cifar_vgg19.get_config),
     _cifar(100, "resnet50", "ResNet-50", cifar_resnet50.get_config),
+    _images(
+        "cifar10_vgg19_narrow",
+        "CIFAR-10, VGG-19 at an eighth of its width, pruned before training",
+        "`experiments/configs/cifar_vgg19_narrow.py`: 200 steps, so "
+        "that a CPU can run it; the rest is GraNet's recipe. It shows which networks "
+        "can be trained at all, not how well. SNIP sees one batch, Iter-SNIP and FORCE "
+        "one in each of 60 rounds.",
+        cifar_vgg19_narrow.get_config,
+        "",
+        10,
+        (32, 32, 3),
+        (0.99, 0.995),
+        (0, 1, 2, 3, 4),
+        ("dense", "snip", "iter_snip", "force"),
+    ),
     _images(
         "imagenet_resnet50",
         "ImageNet, ResNet-50",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -25,8 +26,10 @@ from experiments.record.metrics import MetricWriter
 from experiments.record.progress import Progress
 from experiments.record.report import write_report
 from experiments.record.storage import Storage, open_storage
+from experiments.training import before_training
 from experiments.training.checkpoint import Best, Checkpointer
 from experiments.training.feed import Feed, evaluation_chunks, make_feed
+from experiments.training.first_masks import first_masks
 from experiments.training.measures import Measures, named
 from experiments.training.optimizer import learning_rate, make_optimizer
 from experiments.training.parallel import AXIS, Parallel, make_parallel
@@ -113,40 +116,60 @@ def _with_figures(train_step: Any) -> Any:
     return step
 
 
-def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
-    """Checks the configuration and the data; compiles nothing.
+class _Start(NamedTuple):
+    """How a run gets its first state.
 
-    Returns the run and a function that makes its first state.
+    Attributes:
+        masks: () -> the masks of a method that prunes before training; None of others.
+        state: masks, or None for the method's own -> the state.
     """
+
+    masks: Callable[[], PyTree]
+    state: Callable[[PyTree], TrainState]
+
+
+def _prepare(config: ConfigDict) -> tuple[_Run, _Start]:
+    """Checks the configuration and the data; compiles nothing."""
     dataset = load_dataset(
         config.dataset, config.data_dir, config.validation_examples, config.seed
     )
     plan = plan_run(config, dataset)
     per_device = AXIS if config.sync_batch_norm and config.parallel == "pmap" else None
-    model = create_model(
+    make_model = functools.partial(
+        create_model,
         config.model,
         dataset.num_classes,
         dtype=jnp.dtype(config.dtype),
-        axis_name=per_device,
         **config.model_options,
     )
+    model = make_model(axis_name=per_device)
     schedule = learning_rate(config, plan.total_steps, plan.epoch_steps)
-    tx = sparse_optimizer(
-        config.method,
-        make_optimizer(config, schedule, config.method),
-        config,
-        plan.total_steps,
-        sparsity=config.sparsity,
-        seed=config.seed,
-    )
-    side = config.image_size or dataset.image_shape[0]
 
-    def create() -> TrainState:
-        shape = (side, side, dataset.image_shape[-1])
-        return create_state(model, tx, shape, config.seed)
+    def optimizer(masks: PyTree) -> sj.SparseTransformation:
+        return sparse_optimizer(
+            before_training.trained_as(config.method),
+            make_optimizer(config, schedule, config.method),
+            config,
+            plan.total_steps,
+            sparsity=config.sparsity,
+            seed=config.seed,
+            masks=masks,
+        )
+
+    tx = optimizer(None)
+    side = config.image_size or dataset.image_shape[0]
+    shape = (side, side, dataset.image_shape[-1])
+
+    def masks() -> PyTree:
+        if config.method not in before_training.LABELS:
+            return None
+        return first_masks(config, make_model(), dataset, shape)
+
+    def create(masks: PyTree) -> TrainState:
+        return create_state(model, optimizer(masks), shape, config.seed)
 
     parallel = make_parallel(
-        config.parallel, jax.eval_shape(create), config.shard_state
+        config.parallel, jax.eval_shape(lambda: create(None)), config.shard_state
     )
     feed = make_feed(config, dataset, plan.epoch_steps, parallel)
 
@@ -181,7 +204,7 @@ def _prepare(config: ConfigDict) -> tuple[_Run, Callable[[], TrainState]]:
             lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
         ),
     )
-    return run, lambda: parallel.put_state(create())
+    return run, _Start(masks, lambda masks: parallel.put_state(create(masks)))
 
 
 def _accuracy(run: _Run, state: TrainState, split: Any) -> dict[str, float]:
@@ -366,7 +389,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
 
 def _train(config: ConfigDict, storage: Storage) -> Outcome:
     main = jax.process_index() == 0
-    run, create = _prepare(config)
+    run, first = _prepare(config)
     plain = json.loads(config.to_json_best_effort())
     checkpoints = Checkpointer(
         storage.checkpoints,
@@ -375,10 +398,12 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         to_saved=run.parallel.to_saved,
         from_saved=run.parallel.put_state,
     )
-    state, best = create(), Best()
+    state, best = first.state(None), Best()
     restored = checkpoints.restore(state)
     if restored is not None:
         state, best = restored
+    elif (masks := first.masks()) is not None:
+        state = first.state(masks)
     start = step = int(state.step)
     if main:
         plan = run.plan._asdict()

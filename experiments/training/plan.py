@@ -17,6 +17,8 @@ _LENGTHS = (
     "checkpoint_every_steps",
     "epochs",
     "evaluate_every_epochs",
+    "initialization_batches",
+    "initialization_rounds",
     "keep_checkpoints",
     "log_every_steps",
     "steps_per_call",

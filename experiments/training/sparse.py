@@ -13,6 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments.training import before_training
 from experiments.training.top_kast import top_kast_optimizer
 
 # Names in reports, in the order of reports.
@@ -189,4 +190,5 @@ def sparse_optimizer(
                 **gradual,
                 **start,
             )
-    raise ValueError(f"method must be one of {', '.join(LABELS)}; got {name!r}.")
+    known = ", ".join((*LABELS, *before_training.LABELS))
+    raise ValueError(f"method must be one of {known}; got {name!r}.")

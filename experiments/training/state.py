@@ -31,6 +31,21 @@ class TrainState(NamedTuple):
     explored: PyTree
 
 
+def first_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> Any:
+    """Draws the first weights.
+
+    Args:
+        model: Maps images to logits.
+        image_shape: (height, width, channels).
+        seed: Seed of the weights.
+
+    Returns:
+        Flax's collections: "params", and "batch_stats" where there are some.
+    """
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return model.init(jax.random.key(seed), images, train=False)
+
+
 def create_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -48,10 +63,9 @@ def create_state(
     Returns:
         The state at step 0, with exact zeros where masks are False.
     """
-    images = jnp.zeros((1, *image_shape), jnp.float32)
 
     def init() -> TrainState:
-        variables = model.init(jax.random.key(seed), images, train=False)
+        variables = first_variables(model, image_shape, seed)
         params, opt_state = sj.init_sparse(tx, variables["params"])
         return TrainState(
             step=jnp.zeros([], jnp.int32),
