@@ -131,7 +131,7 @@ def masks_at_first(method, shape=(8, 8, 1), **changes):
 
 @pytest.mark.parametrize("method", before_training.LABELS)
 def test_masks_before_training_are_of_exact_sparsity(method):
-    masks, config, _, _ = masks_at_first(method)
+    masks, config, _, _ = masks_at_first(method, sparsity=0.5)
     prunable = sj.count_prunable(masks)
     assert sj.count_active(masks) == sj.keep_count(config.sparsity, prunable)
     assert all(isinstance(mask, np.ndarray) for mask in jax.tree.leaves(masks))

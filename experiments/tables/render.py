@@ -28,7 +28,8 @@ Realised sparsity is the share of the prunable weights that are exactly 0. FLOPs
 those of hardware that skips every zero, as fractions of the dense network's, those of
 training by each method's own rule (`docs/flops.md`); masks simulate sparsity, and no
 time was saved. "Best validation" is the test accuracy at the step of highest validation
-accuracy, among the steps at which the masks were at the sparsity of the row."""
+accuracy, among the steps at which the masks were at the sparsity of the row. "Empty
+layers" have no weight left in the end, a mean over runs; older results lack it."""
 
 
 def write_page(results: Path, table: Table) -> Path:
@@ -198,6 +199,7 @@ def _figures(table: Table, runs: _Runs) -> str:
             "Inference FLOPs",
             "Training FLOPs",
             "Best validation",
+            "Empty layers",
         ]
     ]
     for method in table.methods:
@@ -207,6 +209,7 @@ def _figures(table: Table, runs: _Runs) -> str:
                 continue
             flops = [run["flops"] for run in found]
             best = [run["best"]["test_accuracy"] for run in found if run["best"]]
+            empty = [run["empty_layers"] for run in found if "empty_layers" in run]
             rows.append(
                 [
                     ROWS[method],
@@ -215,6 +218,7 @@ def _figures(table: Table, runs: _Runs) -> str:
                     f"{_mean(flops, 'inference'):.3f}x",
                     f"{_mean(flops, 'training'):.3f}x",
                     percent(best) if best else "-",
+                    f"{statistics.mean(empty):.1f}" if empty else "-",
                 ]
             )
     return markdown_table(rows)

@@ -77,6 +77,7 @@ def _result(run: Run, steps_per_epoch: int) -> dict[str, Any]:
         "realised_sparsity": run.realised_sparsity,
         "prunable": run.prunable,
         "active": run.active,
+        "empty_layers": run.empty_layers,
         "flops": {
             "dense_forward": run.dense_forward_flops,
             "inference": run.inference_flops,

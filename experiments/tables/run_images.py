@@ -115,6 +115,7 @@ def _weights(state: TrainState) -> dict[str, Any]:
         "realised_sparsity": 1 - nonzero / prunable,
         "prunable": prunable,
         "active": int(sj.count_active(masks)),
+        "empty_layers": int(sj.empty_layers(masks)),
     }
 
 

@@ -404,6 +404,7 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         state, best = restored
     elif (masks := first.masks()) is not None:
         state = first.state(masks)
+        _check_same_masks(state, 0)
     start = step = int(state.step)
     if main:
         plan = run.plan._asdict()
