@@ -94,7 +94,7 @@ def main() -> None:
             return sgd.update(grads, state, params)
 
     model = create_model("resnet50", 1000)
-    start = create_state(model, granet, (size, size, 3), seed=0)
+    start = create_state(model, lambda masks: granet, (size, size, 3), seed=0)
     measured = {
         "dense": Measured(model, Plain, start, batch),
         "GraNet, compiled apart": Measured(

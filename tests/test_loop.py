@@ -17,7 +17,7 @@ from experiments.input import host
 from experiments.input.datasets import load_dataset
 from experiments.models import create_model
 from experiments.record.metrics import MetricWriter, read_metrics
-from experiments.training import before_training, loop
+from experiments.training import before_training, loop, run
 from experiments.training.checkpoint import Best
 from experiments.training.first_masks import first_masks
 from experiments.training.loop import train_and_evaluate
@@ -36,14 +36,14 @@ def digits(**changes):
 
 @pytest.fixture
 def nothing_compiled(monkeypatch):
-    create = loop.create_state
+    create = run.create_state
 
     def create_state(*args):
         # Its shapes may be looked at, in a trace.
         assert is_traced(jnp.zeros([])), "the state was made, which compiles"
         return create(*args)
 
-    monkeypatch.setattr(loop, "create_state", create_state)
+    monkeypatch.setattr(run, "create_state", create_state)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_pruned_before_training_from_end_to_end(monkeypatch, tmp_path, parallel)
     def never(*args):
         raise AssertionError("masks of a run that goes on are made again")
 
-    monkeypatch.setattr(loop, "first_masks", never)
+    monkeypatch.setattr(run, "first_masks", never)
     again = train_and_evaluate(config, tmp_path)
     assert again.test_accuracy == outcome.test_accuracy
 

@@ -180,8 +180,8 @@ def image_results(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         # Compiled once for both parts, which is no part of what is tested.
-        prepared = loop._prepare(table.config(cell))
-        patch.setattr(loop, "_prepare", lambda config: prepared)
+        prepared = loop.prepare_run(table.config(cell))
+        patch.setattr(loop, "prepare_run", lambda config: prepared)
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(loop, "_evaluate", fails)
             with pytest.raises(RuntimeError, match="power"):

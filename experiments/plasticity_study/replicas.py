@@ -83,7 +83,7 @@ def make_programs(problem: Problem, config: ConfigDict) -> Programs:
     def create(seed: Any) -> TrainState:
         inner = inner_optimizer(config, 0.0)
         tx = sj.static_transform(inner, sparsity=0.0, distribution="uniform")
-        return create_state(model, tx, problem.image_shape, seed)
+        return create_state(model, lambda masks: tx, problem.image_shape, seed)
 
     def batches(seed: jax.Array, epoch: jax.Array, data: DeviceData) -> EpochPlan:
         plan = epoch_plan(seed, epoch, len(data.labels), pad)

@@ -1,46 +1,29 @@
 """The training loop: from a configuration to a trained network and its record."""
 
 import contextlib
-import dataclasses
-import functools
 import json
-import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-import sparsejax as sj
-from experiments.input.datasets import Dataset, load_dataset
-from experiments.models import create_model
 from experiments.record.environment import write_run_header
 from experiments.record.files import write_atomically
 from experiments.record.metrics import MetricWriter
 from experiments.record.progress import Progress
 from experiments.record.report import write_report
 from experiments.record.storage import Storage, open_storage
-from experiments.training import before_training
 from experiments.training.checkpoint import Best, Checkpointer
-from experiments.training.feed import Feed, evaluation_chunks, make_feed
-from experiments.training.first_masks import first_masks
-from experiments.training.measures import Measures, named
-from experiments.training.optimizer import learning_rate, make_optimizer
-from experiments.training.parallel import AXIS, Parallel, make_parallel
-from experiments.training.plan import Plan, chunk_sizes, is_measured, plan_run
+from experiments.training.feed import evaluation_chunks
+from experiments.training.plan import chunk_sizes
 from experiments.training.preemption import Preempted, PreemptionWatch
-from experiments.training.sparse import is_at_sparsity, sparse_optimizer
-from experiments.training.state import TrainState, checksum, create_state
-from experiments.training.steps import EvalStep, make_eval_step, make_train_step
-from sparsejax.trees import leaves_with_paths, mask_leaves
-
-PyTree = Any
+from experiments.training.recorder import Recorder, check_same_masks, layer_table
+from experiments.training.run import Run, prepare_run
+from experiments.training.sparse import is_at_sparsity
+from experiments.training.state import TrainState
 
 
 class Outcome(NamedTuple):
@@ -60,154 +43,7 @@ class Outcome(NamedTuple):
     examples_per_second: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays the same from the first step to the last."""
-
-    config: ConfigDict
-    plan: Plan
-    dataset: Dataset
-    parallel: Parallel
-    feed: Feed
-    image_size: int
-    train: Any  # by whether the topology may change
-    is_update_step: Any
-    evaluate: Any
-    schedule: Any
-    layer_counts: Any
-
-
-def _over_steps(step: Any, fetch: Any) -> Any:
-    """Makes a step take a chunk of batches; a chunk of one is not scanned."""
-
-    def run(
-        state: TrainState, data: PyTree, chunk: PyTree
-    ) -> tuple[TrainState, PyTree]:
-        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-            return step(state, fetch(data, item))
-
-        if len(jax.tree.leaves(chunk)[0]) > 1:
-            return jax.lax.scan(one, state, chunk)
-        state, metrics = one(state, jax.tree.map(lambda x: x[0], chunk))
-        return state, jax.tree.map(lambda x: x[None], metrics)
-
-    return run
-
-
-def _of_chunk(eval_step: EvalStep, feed: Feed) -> Any:
-    """Makes a function of a chunk of one batch of an evaluation step."""
-
-    def run(state: TrainState, data: PyTree, chunk: PyTree) -> PyTree:
-        batch = jax.tree.map(lambda x: x[0], chunk)
-        return eval_step(state, batch | {"image": feed.normalise(batch["image"])})
-
-    return run
-
-
-def _with_figures(train_step: Any) -> Any:
-    """Adds the topology's figures to a step's metrics."""
-
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
-        state, metrics = train_step(state, batch)
-        for name in sj.TopologyFigures._fields:
-            metrics[name] = optax.tree.get(state.opt_state, name)
-        return state, metrics
-
-    return step
-
-
-class _Start(NamedTuple):
-    """How a run gets its first state.
-
-    Attributes:
-        masks: () -> the masks of a method that prunes before training; None of others.
-        state: masks, or None for the method's own -> the state.
-    """
-
-    masks: Callable[[], PyTree]
-    state: Callable[[PyTree], TrainState]
-
-
-def _prepare(config: ConfigDict) -> tuple[_Run, _Start]:
-    """Checks the configuration and the data; compiles nothing."""
-    dataset = load_dataset(
-        config.dataset, config.data_dir, config.validation_examples, config.seed
-    )
-    plan = plan_run(config, dataset)
-    per_device = AXIS if config.sync_batch_norm and config.parallel == "pmap" else None
-    make_model = functools.partial(
-        create_model,
-        config.model,
-        dataset.num_classes,
-        dtype=jnp.dtype(config.dtype),
-        **config.model_options,
-    )
-    model = make_model(axis_name=per_device)
-    schedule = learning_rate(config, plan.total_steps, plan.epoch_steps)
-
-    def optimizer(masks: PyTree) -> sj.SparseTransformation:
-        return sparse_optimizer(
-            before_training.trained_as(config.method),
-            make_optimizer(config, schedule, config.method),
-            config,
-            plan.total_steps,
-            sparsity=config.sparsity,
-            seed=config.seed,
-            masks=masks,
-        )
-
-    tx = optimizer(None)
-    side = config.image_size or dataset.image_shape[0]
-    shape = (side, side, dataset.image_shape[-1])
-
-    def masks() -> PyTree:
-        if config.method not in before_training.LABELS:
-            return None
-        return first_masks(config, make_model(), dataset, shape)
-
-    def create(masks: PyTree) -> TrainState:
-        return create_state(model, optimizer(masks), shape, config.seed)
-
-    parallel = make_parallel(
-        config.parallel, jax.eval_shape(lambda: create(None)), config.shard_state
-    )
-    feed = make_feed(config, dataset, plan.epoch_steps, parallel)
-
-    def measured(step: Any) -> Any:
-        return is_measured(step, plan, tx.is_update_step)
-
-    def train(may_update: bool) -> Any:
-        train_step = make_train_step(
-            model,
-            tx,
-            label_smoothing=config.label_smoothing,
-            accumulation=config.accumulation,
-            axis_name=parallel.axis_name,
-            may_update=may_update,
-            is_measured=measured if may_update else None,
-        )
-        return parallel.train(_over_steps(_with_figures(train_step), feed.fetch))
-
-    eval_step = make_eval_step(model, axis_name=parallel.axis_name)
-    run = _Run(
-        config=config,
-        plan=plan,
-        dataset=dataset,
-        parallel=parallel,
-        feed=feed,
-        image_size=side,
-        train={may_update: train(may_update) for may_update in (False, True)},
-        is_update_step=tx.is_update_step,
-        evaluate=parallel.evaluate(_of_chunk(eval_step, feed)),
-        schedule=schedule,
-        layer_counts=jax.jit(
-            lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
-        ),
-    )
-    return run, _Start(masks, lambda masks: parallel.put_state(create(masks)))
-
-
-def _accuracy(run: _Run, state: TrainState, split: Any) -> dict[str, float]:
+def _accuracy(run: Run, state: TrainState, split: Any) -> dict[str, float]:
     """Evaluates a split: mean loss and accuracy over its examples."""
     sums = [
         run.evaluate(state, (), chunk)
@@ -217,129 +53,8 @@ def _accuracy(run: _Run, state: TrainState, split: Any) -> dict[str, float]:
     return {name: total[name] / total["count"] for name in ("loss", "accuracy")}
 
 
-def _check_same_masks(state: TrainState, step: int) -> None:
-    """Refuses to go on when processes have come to different masks."""
-    if jax.process_count() == 1:
-        return
-    masks = sj.get_masks(state.opt_state)
-    mine = np.asarray(jax.jit(checksum)(masks))
-    everyone = np.asarray(multihost_utils.process_allgather(mine))
-    if not (everyone == everyone[:1]).all():
-        raise RuntimeError(f"masks differ between processes at step {step}.")
-
-
-def _layer_table(run: _Run, state: TrainState) -> list[dict[str, Any]]:
-    """Lists the leaves; every process computes it, as masks may be spread over them."""
-    active = mask_leaves(jax.device_get(run.layer_counts(state.opt_state)))
-    return [
-        {
-            "path": path,
-            "shape": list(leaf.shape),
-            "weights": int(leaf.size),
-            "active": int(active[path]) if path in active else None,
-        }
-        for path, leaf in leaves_with_paths(state.params)
-    ]
-
-
-class _Recorder:
-    """Gathers metrics on the devices and writes them down now and then."""
-
-    def __init__(
-        self, run: _Run, writer: MetricWriter, progress: Progress, state: TrainState
-    ) -> None:
-        self._run, self._writer, self._progress = run, writer, progress
-        self._waiting: list[PyTree] = []
-        self._measures: dict[int, Measures] = {}
-        self._masks = jax.eval_shape(lambda: sj.get_masks(state.opt_state))
-        self._events = _events(state)
-        self._since = math.nan  # until the first chunk is through: it compiles
-        self._examples, self._seconds = 0, 0.0
-        self._compiled: set[bool] = set()
-
-    def take(
-        self, may_update: bool, state: TrainState, chunk: PyTree
-    ) -> tuple[TrainState, PyTree]:
-        """Takes the steps of a chunk; compiling a program is not timed as training."""
-        train, data = self._run.train[may_update], self._run.feed.data
-        if may_update in self._compiled:
-            return train(state, data, chunk)
-        self._compiled.add(may_update)
-        jax.block_until_ready(state)  # or steps would run while nothing counts
-        start = time.monotonic()
-        taken = train(state, data, chunk)
-        self._since += time.monotonic() - start
-        return taken
-
-    def add(self, step: int, metrics: PyTree, measured: bool) -> None:
-        """Takes the metrics of a chunk that ends at a step, without waiting for it."""
-        measures = metrics.pop("measures", None)
-        if measured:
-            self._measures[step] = measures
-        self._waiting.append(metrics)
-        self._progress.update(step)
-
-    def write(self, step: int, state: TrainState) -> None:
-        """Writes down what has come since the last time, up to a step."""
-        if not self._waiting:
-            return
-        chunks, measures = jax.device_get((self._waiting, self._measures))
-        self._waiting, self._measures = [], {}
-        columns = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
-        first = step - len(columns["loss"]) + 1
-        events = columns["updates"] + columns["skipped"]
-        new = np.flatnonzero(np.diff(events, prepend=self._events))
-        self._events = int(events[-1])
-        for at, found in measures.items():
-            # An update, made or left out, has figures of its own.
-            figures = sj.TopologyFigures._fields if at - first in new else ()
-            line = {name: columns[name][at - first] for name in figures}
-            self._writer.write(at, line | self._named(found), "topology")
-        if new.size:
-            _check_same_masks(state, step)
-        means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
-        rate = float(self._run.schedule(step - 1))
-        self._writer.write(step, means | {"learning_rate": rate}, "train")
-        self._progress.update(step, means)
-        self._measure(step, len(columns["loss"]) * self._run.config.batch_size)
-
-    def _measure(self, step: int, examples: int) -> None:
-        seconds = time.monotonic() - self._since
-        if math.isfinite(seconds):
-            self._examples += examples
-            self._seconds += seconds
-            self._writer.watch(step, "train/examples_per_second", examples / seconds)
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Measures the speed from now on, after something else than training."""
-        self._since = time.monotonic()
-
-    def speed(self) -> float:
-        """Gives the mean speed so far in examples a second, NaN if it is not known."""
-        return self._examples / self._seconds if self._seconds else math.nan
-
-    def write_first_layers(self, state: TrainState) -> None:
-        """Writes the density of each layer before the first step."""
-        densities = {
-            f"density/{layer['path']}": layer["active"] / layer["weights"]
-            for layer in _layer_table(self._run, state)
-            if layer["active"] is not None
-        }
-        self._writer.write(0, densities, "topology")
-
-    def _named(self, measures: Measures) -> dict[str, float]:
-        return named(jax.tree.map(lambda x: x[0], measures), self._masks)
-
-
-def _events(state: TrainState) -> int:
-    """Counts the topology updates so far, made or left out."""
-    figures = jax.device_get(optax.tree.get(state.opt_state, "figures"))
-    return int(figures.updates + figures.skipped)
-
-
 def _evaluate(
-    run: _Run, state: TrainState, best: Best, writer: MetricWriter, step: int
+    run: Run, state: TrainState, best: Best, writer: MetricWriter, step: int
 ) -> tuple[Best, float | None]:
     """Evaluates on the validation split, and where it is due on the test split.
 
@@ -389,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
 
 def _train(config: ConfigDict, storage: Storage) -> Outcome:
     main = jax.process_index() == 0
-    run, first = _prepare(config)
+    run, first = prepare_run(config)
     plain = json.loads(config.to_json_best_effort())
     checkpoints = Checkpointer(
         storage.checkpoints,
@@ -404,7 +119,7 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         state, best = restored
     elif (masks := first.masks()) is not None:
         state = first.state(masks)
-        _check_same_masks(state, 0)
+        check_same_masks(state, 0)
     start = step = int(state.step)
     if main:
         plan = run.plan._asdict()
@@ -423,7 +138,7 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
         ) as progress,
     ):
         writer.truncate_after(-1 if restored is None else start)
-        recorder = _Recorder(run, writer, progress, state)
+        recorder = Recorder(run, writer, progress, state)
         if restored is None:
             recorder.write_first_layers(state)
         plans = list(
@@ -456,7 +171,7 @@ def _train(config: ConfigDict, storage: Storage) -> Outcome:
             test_accuracy = _accuracy(run, state, run.dataset.test)["accuracy"]
     checkpoints.close()
     assert test_accuracy is not None
-    layers = _layer_table(run, state)
+    layers = layer_table(run, state)
     if main:
         text = json.dumps(layers, indent=1)
         write_atomically(storage.record / "layers.json", f"{text}\n")

@@ -1,5 +1,6 @@
 """What training changes, and how it is first made."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,25 +49,28 @@ def first_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -
 
 def create_state(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    optimizer: Callable[[PyTree], optax.GradientTransformation],
     image_shape: tuple[int, ...],
     seed: int,
+    masks: PyTree = None,
 ) -> TrainState:
     """Draws the first weights and masks them.
 
     Args:
         model: Maps images to logits.
-        tx: The optimizer, with `sparsejax.sparsify` in it.
+        optimizer: Makes the optimizer, with `sparsejax.sparsify` in it, of masks to
+            start from; None for its own.
         image_shape: (height, width, channels).
         seed: Seed of the weights.
+        masks: What the optimizer is made of.
 
     Returns:
         The state at step 0, with exact zeros where masks are False.
     """
 
-    def init() -> TrainState:
+    def init(masks: PyTree) -> TrainState:
         variables = first_variables(model, image_shape, seed)
-        params, opt_state = sj.init_sparse(tx, variables["params"])
+        params, opt_state = sj.init_sparse(optimizer(masks), variables["params"])
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             params=params,
@@ -75,7 +79,8 @@ def create_state(
             explored=sj.get_masks(opt_state),
         )
 
-    return jax.jit(init)()
+    # An argument: masks that are constants take XLA long to fold.
+    return jax.jit(init)(masks)
 
 
 def checksum(tree: PyTree) -> jax.Array:

@@ -1,0 +1,193 @@
+"""What a run writes down of its training, gathered on the devices in between."""
+
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+import sparsejax as sj
+from experiments.record.metrics import MetricWriter
+from experiments.record.progress import Progress
+from experiments.training.measures import Measures, named
+from experiments.training.run import Run
+from experiments.training.state import TrainState, checksum
+from sparsejax.trees import leaves_with_paths, mask_leaves
+
+PyTree = Any
+
+
+def check_same_masks(state: TrainState, step: int) -> None:
+    """Refuses to go on when processes have come to different masks.
+
+    Args:
+        state: A placed state; all processes must call this.
+        step: Its step, for the message.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    if jax.process_count() == 1:
+        return
+    masks = sj.get_masks(state.opt_state)
+    mine = np.asarray(jax.jit(checksum)(masks))
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    if not (everyone == everyone[:1]).all():
+        raise RuntimeError(f"masks differ between processes at step {step}.")
+
+
+def layer_table(run: Run, state: TrainState) -> list[dict[str, Any]]:
+    """Lists the parameters and how many of their weights are active.
+
+    Args:
+        run: The run.
+        state: A placed state; all processes must call this, as it may be spread over
+            them.
+
+    Returns:
+        "path", "shape", "weights" and "active" of each; the last is None without mask.
+    """
+    active = mask_leaves(jax.device_get(run.layer_counts(state.opt_state)))
+    return [
+        {
+            "path": path,
+            "shape": list(leaf.shape),
+            "weights": int(leaf.size),
+            "active": int(active[path]) if path in active else None,
+        }
+        for path, leaf in leaves_with_paths(state.params)
+    ]
+
+
+class Recorder:
+    """Gathers metrics on the devices and writes them down now and then."""
+
+    def __init__(
+        self, run: Run, writer: MetricWriter, progress: Progress, state: TrainState
+    ) -> None:
+        """Starts with nothing gathered.
+
+        Args:
+            run: The run.
+            writer: Where to write.
+            progress: The line that people watch.
+            state: The state that training starts from.
+        """
+        self._run, self._writer, self._progress = run, writer, progress
+        self._waiting: list[PyTree] = []
+        self._measures: dict[int, Measures] = {}
+        self._masks = jax.eval_shape(lambda: sj.get_masks(state.opt_state))
+        self._events = _events(state)
+        self._since = math.nan  # until the first chunk is through: it compiles
+        self._examples, self._seconds = 0, 0.0
+        self._compiled: set[bool] = set()
+
+    def take(
+        self, may_update: bool, state: TrainState, chunk: PyTree
+    ) -> tuple[TrainState, PyTree]:
+        """Takes the steps of a chunk; compiling a program is not timed as training.
+
+        Args:
+            may_update: Which of the two programs; see `Chunk`.
+            state: The state, given up.
+            chunk: Batches.
+
+        Returns:
+            The next state, and metrics for `add`.
+        """
+        train, data = self._run.train[may_update], self._run.feed.data
+        if may_update in self._compiled:
+            return train(state, data, chunk)
+        self._compiled.add(may_update)
+        jax.block_until_ready(state)  # or steps would run while nothing counts
+        start = time.monotonic()
+        taken = train(state, data, chunk)
+        self._since += time.monotonic() - start
+        return taken
+
+    def add(self, step: int, metrics: PyTree, measured: bool) -> None:
+        """Takes the metrics of a chunk, without waiting for it.
+
+        Args:
+            step: Where the chunk ends.
+            metrics: What `take` gave.
+            measured: Whether the topology was measured at that step.
+        """
+        measures = metrics.pop("measures", None)
+        if measured:
+            self._measures[step] = measures
+        self._waiting.append(metrics)
+        self._progress.update(step)
+
+    def write(self, step: int, state: TrainState) -> None:
+        """Writes down what has come since the last time.
+
+        Args:
+            step: The step of the last `add`.
+            state: The state after it.
+
+        Raises:
+            RuntimeError: If processes have come to different masks.
+        """
+        if not self._waiting:
+            return
+        chunks, measures = jax.device_get((self._waiting, self._measures))
+        self._waiting, self._measures = [], {}
+        columns = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
+        first = step - len(columns["loss"]) + 1
+        events = columns["updates"] + columns["skipped"]
+        new = np.flatnonzero(np.diff(events, prepend=self._events))
+        self._events = int(events[-1])
+        for at, found in measures.items():
+            # An update, made or left out, has figures of its own.
+            figures = sj.TopologyFigures._fields if at - first in new else ()
+            line = {name: columns[name][at - first] for name in figures}
+            self._writer.write(at, line | self._named(found), "topology")
+        if new.size:
+            check_same_masks(state, step)
+        means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
+        rate = float(self._run.schedule(step - 1))
+        self._writer.write(step, means | {"learning_rate": rate}, "train")
+        self._progress.update(step, means)
+        self._measure(step, len(columns["loss"]) * self._run.config.batch_size)
+
+    def _measure(self, step: int, examples: int) -> None:
+        seconds = time.monotonic() - self._since
+        if math.isfinite(seconds):
+            self._examples += examples
+            self._seconds += seconds
+            self._writer.watch(step, "train/examples_per_second", examples / seconds)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Measures the speed from now on, after something else than training."""
+        self._since = time.monotonic()
+
+    def speed(self) -> float:
+        """Gives the mean speed so far in examples a second, NaN if it is not known."""
+        return self._examples / self._seconds if self._seconds else math.nan
+
+    def write_first_layers(self, state: TrainState) -> None:
+        """Writes the density of each layer before the first step.
+
+        Args:
+            state: The state that training starts from.
+        """
+        densities = {
+            f"density/{layer['path']}": layer["active"] / layer["weights"]
+            for layer in layer_table(self._run, state)
+            if layer["active"] is not None
+        }
+        self._writer.write(0, densities, "topology")
+
+    def _named(self, measures: Measures) -> dict[str, float]:
+        return named(jax.tree.map(lambda x: x[0], measures), self._masks)
+
+
+def _events(state: TrainState) -> int:
+    """Counts the topology updates so far, made or left out."""
+    figures = jax.device_get(optax.tree.get(state.opt_state, "figures"))
+    return int(figures.updates + figures.skipped)
