@@ -33,7 +33,7 @@ class Layout(abc.ABC):
 
     shapes: tuple[Shape, ...]
 
-    @property
+    @functools.cached_property
     def sizes(self) -> np.ndarray:
         """The number of entries of each leaf."""
         return np.array([np.prod(shape, dtype=np.int64) for shape in self.shapes])
@@ -116,11 +116,11 @@ _WIDTH = 4096
 class Rows(Layout):
     """All leaves are in one array [rows, width]; each begins a new row."""
 
-    @property
+    @functools.cached_property
     def _width(self) -> int:
         return int(np.clip(self.sizes.max(), 1, _WIDTH))
 
-    @property
+    @functools.cached_property
     def _leaf_and_start(self) -> tuple[np.ndarray, np.ndarray]:
         """The leaf of each row and where in that leaf the row begins."""
         rows = -(-self.sizes // self._width)

@@ -1,5 +1,7 @@
 """The masks of an image run that is pruned before training."""
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +24,10 @@ Batch = Mapping[str, jax.Array]
 
 
 def first_masks(
-    config: ConfigDict, model: nn.Module, dataset: Dataset, image_shape: Any
+    config: ConfigDict,
+    model: nn.Module,
+    dataset: Dataset,
+    image_shape: tuple[int, int, int],
 ) -> PyTree:
     """Finds masks on the batches that a run sees first, spread over all devices.
 
@@ -62,9 +67,9 @@ def first_masks(
             mode=config.pad_mode,
             image_size=image_shape[0],
         )
-        for _ in range(config.initialization_batches):
-            yield jax.tree.map(lambda leaf: put(leaf, P("batch")), next(read))
-        read.close()
+        with contextlib.closing(read):
+            for batch in itertools.islice(read, config.initialization_batches):
+                yield jax.tree.map(lambda leaf: put(leaf, P("batch")), batch)
 
     def apply_fn(params: PyTree, images: Any) -> Any:
         return model.apply({"params": params, "batch_stats": stats}, images)
