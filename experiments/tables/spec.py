@@ -245,8 +245,8 @@ _ALL = (
     _cifar(100, "resnet50", "ResNet-50", cifar_resnet50.get_config),
     _images(
         "cifar10_vgg19_narrow",
-        "CIFAR-10, VGG-19 at an eighth of its width, pruned before training",
-        "`experiments/configs/cifar_vgg19_narrow.py`: 200 steps, so "
+        "CIFAR-10, VGG-19 at a quarter of its width, pruned before training",
+        "`experiments/configs/cifar_vgg19_narrow.py`: 150 steps, so "
         "that a CPU can run it; the rest is GraNet's recipe. It shows which networks "
         "can be trained at all, not how well. SNIP sees one batch, Iter-SNIP and FORCE "
         "one in each of 60 rounds.",
