@@ -3,9 +3,9 @@
     python -m experiments.reproduce --table=cifar10_vgg19_narrow --data_dir=DIR_OR_NPZ
 
 Seventeen layers, one after the other, of 1,252,784 prunable weights: at 99 % there are
-12,528 of them left, at 99.5 % 6,264. Width and length are what a CPU can do. At an eighth
-of the width, which was tried first, 99.5 % leaves 1,568 weights, and Iter-SNIP empties
-layers as SNIP does.
+12,528 of them left, at 99.5 % 6,264. Width and length are what a CPU can do. At an
+eighth of the width, which was tried first, 99.5 % leaves 1,568 weights, and Iter-SNIP
+empties layers as SNIP does.
 """
 
 from ml_collections import ConfigDict
