@@ -6,9 +6,11 @@ Else the host reads and augments images ahead of the steps. Both are pure functi
 the seed and the step, so that a resumed run sees what an uninterrupted one would.
 """
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -41,6 +43,34 @@ class Feed(NamedTuple):
     most: int
 
 
+def host_batches(
+    config: ConfigDict, dataset: Dataset, start_step: int = 0
+) -> grain.DatasetIterator[host.Batch]:
+    """Reads and augments this process's part of the training batches on the host.
+
+    Args:
+        config: The run's configuration.
+        dataset: The data.
+        start_step: The first step.
+
+    Returns:
+        An endless iterator over uint8 images and labels; call its `close` when done.
+    """
+    return host.train_batches(
+        dataset.train,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        augment=config.augment,
+        pad=config.pad,
+        mode=config.pad_mode,
+        image_size=config.image_size or dataset.image_shape[0],
+        workers=config.workers,
+    )
+
+
 def make_feed(
     config: ConfigDict, dataset: Dataset, epoch_steps: int, parallel: Parallel
 ) -> Feed:
@@ -62,21 +92,6 @@ def make_feed(
     def scale(images: jax.Array) -> jax.Array:
         return normalise(images, dataset.mean, dataset.std)
 
-    def from_host(step: int) -> Iterator[Items]:
-        return host.train_batches(
-            dataset.train,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            augment=config.augment,
-            pad=config.pad,
-            mode=config.pad_mode,
-            image_size=config.image_size or dataset.image_shape[0],
-            workers=config.workers,
-        )
-
     def fetch_images(data: PyTree, item: Items) -> dict[str, jax.Array]:
         return {"image": scale(item["image"]), "label": item["label"]}
 
@@ -91,6 +106,7 @@ def make_feed(
         return chunks
 
     if not config.device_resident:
+        from_host = functools.partial(host_batches, config, dataset)
         return Feed((), chunks_of(from_host), fetch_images, scale, most=1)
     if not dataset.in_memory or config.augment == "imagenet":
         raise ValueError(

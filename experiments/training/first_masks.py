@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from experiments.input import host
 from experiments.input.augment import normalise
 from experiments.input.datasets import Dataset
 from experiments.training.before_training import masks_before_training
+from experiments.training.feed import host_batches
 from experiments.training.state import first_variables
 
 PyTree = Any
@@ -56,18 +56,7 @@ def first_masks(
     stats = variables.get("batch_stats", {})
 
     def batches() -> Iterator[Batch]:
-        read = host.train_batches(
-            dataset.train,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            augment=config.augment,
-            pad=config.pad,
-            mode=config.pad_mode,
-            image_size=image_shape[0],
-        )
-        with contextlib.closing(read):
+        with contextlib.closing(host_batches(config, dataset)) as read:
             for batch in itertools.islice(read, config.initialization_batches):
                 yield jax.tree.map(lambda leaf: put(leaf, P("batch")), batch)
 
