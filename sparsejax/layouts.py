@@ -58,8 +58,8 @@ class Layout(abc.ABC):
         """
 
     @abc.abstractmethod
-    def positions(self, starts: np.ndarray, zero: jax.Array) -> list[jax.Array]:
-        """Numbers the entries of each leaf row-major, from starts [L] plus `zero`."""
+    def positions(self, zero: jax.Array) -> list[jax.Array]:
+        """Numbers the entries of each leaf row-major, from `zero` on."""
 
     @abc.abstractmethod
     def complement(self, masks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -85,11 +85,11 @@ class Apart(Layout):
         """Gives each leaf its own values."""
         return [values[:, leaf] for leaf in range(len(self.shapes))]
 
-    def positions(self, starts: np.ndarray, zero: jax.Array) -> list[jax.Array]:
+    def positions(self, zero: jax.Array) -> list[jax.Array]:
         """Numbers entries without a reshape, which would gather shards."""
         numbered = []
-        for shape, start in zip(self.shapes, starts):
-            position, stride = zero + int(start), 1
+        for shape in self.shapes:
+            position, stride = zero, 1
             for axis in reversed(range(len(shape))):
                 index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
                 position = position + index * jnp.int32(stride)
@@ -152,16 +152,16 @@ class Rows(Layout):
         leaf, _ = self._leaf_and_start
         return [values[:, leaf, None]]
 
-    def positions(self, starts: np.ndarray, zero: jax.Array) -> list[jax.Array]:
+    def positions(self, zero: jax.Array) -> list[jax.Array]:
         """Numbers entries along the rows."""
         leaf, start = self._leaf_and_start
         in_row = jax.lax.broadcasted_iota(jnp.int32, (len(leaf), self._width), 1)
-        return [(zero + (starts[leaf] + start).astype(np.int32))[:, None] + in_row]
+        return [(zero + start.astype(np.int32))[:, None] + in_row]
 
     @_jit
     def complement(self, masks: Sequence[jax.Array]) -> list[jax.Array]:
         """Inverts the mask where the rows hold entries of leaves."""
-        (position,) = self.positions(np.zeros(len(self.shapes), np.int64), jnp.int32(0))
+        (position,) = self.positions(jnp.int32(0))
         leaf, _ = self._leaf_and_start
         return [~masks[0] & (position < self.sizes[leaf].astype(np.int32)[:, None])]
 

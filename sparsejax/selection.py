@@ -16,11 +16,10 @@ NaN ranks below everything else, -inf included.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sparsejax.checks import SCOPES, check_choice, check_count
 from sparsejax.layouts import Layout, layout_of
@@ -105,14 +104,97 @@ def _narrow(
     return high, found
 
 
+Key = Callable[[jax.Array], jax.Array] | None
+Arrays = Sequence[jax.Array]
+
+
+class _Ranking(NamedTuple):
+    """Packed scores, and among which of them the largest are looked for.
+
+    Points are ordered keys, [P] of all leaves together or [P, leaves] of each of them.
+    """
+
+    layout: Layout
+    scores: Arrays
+    among: Arrays
+    key: Key
+
+    def _keys(self, array: jax.Array) -> jax.Array:
+        return _ordered(array if self.key is None else self.key(array))
+
+    def _spread(self, points: jax.Array) -> list[jax.Array]:
+        by_leaf = points if points.ndim == 2 else points[:, None]
+        shape = (len(points), len(self.layout.sizes))
+        return self.layout.spread(jnp.broadcast_to(by_leaf, shape))
+
+    def above(self, points: jax.Array) -> list[list[jax.Array]]:
+        """Marks the scores above each point."""
+        return [
+            [allow & (self._keys(array) > point) for point in here]
+            for array, allow, here in zip(self.scores, self.among, self._spread(points))
+        ]
+
+    def equal(self, point: jax.Array) -> list[jax.Array]:
+        """Marks the scores at one point."""
+        points = self._spread(point[None])
+        return [
+            allow & (self._keys(array) == here[0])
+            for array, allow, here in zip(self.scores, self.among, points)
+        ]
+
+    def end(self, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Finds the last of the k largest, and how many of those equal to it are.
+
+        Returns its key, of k's shape, and int32 [leaves], how many to take of each.
+        """
+
+        def count(points: jax.Array) -> jax.Array:
+            # What does not depend on the points would be computed before the loop and
+            # stored: the keys, as large as the weights. In a pass they cost nothing
+            # beside reading the scores.
+            now, points = jax.lax.optimization_barrier((self.scores, points))
+            counts = self.layout.count(self._replace(scores=now).above(points))
+            return counts if k.ndim else jnp.sum(counts, axis=1, dtype=jnp.int32)
+
+        info = jnp.iinfo(jax.eval_shape(self._keys, self.scores[0]).dtype)
+        lowest = jnp.full(k.shape, info.min, info.dtype)
+        point, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, count)
+        if k.ndim:
+            return point, k - found
+        # The first leaves take theirs first.
+        here = self.layout.count_each(self.equal(point))
+        return point, jnp.clip(k - found - (jnp.cumsum(here) - here), 0, here)
+
+
+def _first(layout: Layout, marks: Arrays, amounts: jax.Array) -> list[jax.Array]:
+    """Keeps what is marked first in each leaf, so many as `amounts` [leaves] says."""
+
+    def early(points: jax.Array, zero: jax.Array) -> list[list[jax.Array]]:
+        """Marks up to the positions -point: fewer as points rise."""
+        return [
+            [mark & (position <= -point) for point in here]
+            for mark, position, here in zip(
+                marks, layout.positions(zero), layout.spread(points)
+            )
+        ]
+
+    def count(points: jax.Array) -> jax.Array:
+        # As above: positions are not to be stored.
+        return layout.count(early(*jax.lax.optimization_barrier((points, zero))))
+
+    zero = jnp.int32(0)
+    last = jnp.asarray(layout.sizes - 1, jnp.int32)
+    point, _ = _narrow(-last, jnp.ones_like(last), amounts, count)
+    return [mark for (mark,) in early(point[None], zero)]
+
+
 # Compiled, so that an eager call compiles once for its shapes, not at every call.
-@functools.partial(jax.jit, static_argnames=("layout", "key"))
+_jit = functools.partial(jax.jit, static_argnames=("layout", "key"))
+
+
+@_jit
 def select(
-    layout: Layout,
-    scores: Sequence[jax.Array],
-    among: Sequence[jax.Array],
-    k: jax.Array,
-    key: Callable[[jax.Array], jax.Array] | None = None,
+    layout: Layout, scores: Arrays, among: Arrays, k: jax.Array, key: Key = None
 ) -> list[jax.Array]:
     """Marks the k largest scores where the leaves are packed already.
 
@@ -126,66 +208,42 @@ def select(
     Returns:
         Packed bool arrays.
     """
-    sizes = layout.sizes
-    # Where positions start and end: of each leaf by itself, or of all leaves in a row.
-    starts = np.zeros_like(sizes) if k.ndim else np.cumsum(sizes) - sizes
-    last = sizes - 1 if k.ndim else sizes.sum() - 1
-
-    def keys(array: jax.Array) -> jax.Array:
-        return _ordered(array if key is None else key(array))
-
-    def spread(points: jax.Array) -> list[jax.Array]:
-        by_leaf = points if k.ndim else points[:, None]
-        return layout.spread(jnp.broadcast_to(by_leaf, (len(points), len(sizes))))
-
-    def counter(mark: Callable[..., list[list[jax.Array]]]) -> Points:
-        """Counts, in each leaf or in all, what `mark` marks at each point."""
-
-        def count(points: jax.Array) -> jax.Array:
-            # What does not depend on the points would be computed before the loop and
-            # stored: keys and positions, as large as the weights. In a pass they cost
-            # nothing beside reading the scores.
-            zero = jnp.int32(0)
-            now, points, zero = jax.lax.optimization_barrier((scores, points, zero))
-            counts = layout.count(mark(now, points, zero))
-            return counts if k.ndim else jnp.sum(counts, axis=1, dtype=jnp.int32)
-
-        return count
-
-    def above(now: Any, points: jax.Array, zero: Any = 0) -> list[list[jax.Array]]:
-        return [
-            [allow & (keys(array) > point) for point in here]
-            for array, allow, here in zip(now, among, spread(points))
-        ]
-
-    info = jnp.iinfo(jax.eval_shape(keys, scores[0]).dtype)
-    lowest = jnp.full(k.shape, info.min, info.dtype)
-    score, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, counter(above))
-
-    def tied(now: Any, points: jax.Array, zero: Any) -> list[list[jax.Array]]:
-        """Marks the ties up to the positions -point: fewer as points rise."""
-        positions = layout.positions(starts, zero)
-        levels = spread(score[None])
-        return [
-            [allow & (keys(array) == level[0]) & (position <= -point) for point in here]
-            for array, allow, level, position, here in zip(
-                now, among, levels, positions, spread(points)
-            )
-        ]
-
-    end = jnp.broadcast_to(jnp.asarray(last, jnp.int32), k.shape)
-    point, _ = _narrow(-end, jnp.ones_like(end), k - found, counter(tied))
+    ranking = _Ranking(layout, scores, among, key)
+    point, ties = ranking.end(k)
 
     def chosen() -> list[jax.Array]:
-        higher = above(scores, score[None])
-        level = tied(scores, point[None], jnp.int32(0))
-        return [a | b for (a,), (b,) in zip(higher, level)]
+        tied = _first(layout, ranking.equal(point), ties)
+        return [
+            higher | tie for (higher,), tie in zip(ranking.above(point[None]), tied)
+        ]
 
     # A conditional, as its result is written to memory: XLA's CPU backend would work a
     # mere expression out again wherever a leaf of it is used.
     return jax.lax.cond(
         jnp.any(k > 0), chosen, lambda: [jnp.zeros_like(allow) for allow in among]
     )
+
+
+@_jit
+def count_selected(
+    layout: Layout, scores: Arrays, among: Arrays, k: jax.Array, key: Key = None
+) -> jax.Array:
+    """Counts what `select` marks in each leaf.
+
+    Args:
+        layout: How leaves lie in arrays.
+        scores: The packed scores, as `comparable` gives them.
+        among: The packed bool arrays of what can be marked.
+        k: int32 counts, [leaves] to rank each leaf by itself, [] to rank all together.
+        key: What to rank by, as in `top_k_mask`.
+
+    Returns:
+        int32 [leaves].
+    """
+    ranking = _Ranking(layout, scores, among, key)
+    point, ties = ranking.end(k)
+    above = [higher for (higher,) in ranking.above(point[None])]
+    return layout.count_each(above) + ties
 
 
 def _check_scores(leaves: Sequence[jax.Array]) -> None:

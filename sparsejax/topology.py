@@ -18,7 +18,7 @@ from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
 from sparsejax.counts import drop_count, keep_count
 from sparsejax.layouts import layout_of
 from sparsejax.masks import count_active, count_prunable
-from sparsejax.selection import comparable, select, top_k_mask
+from sparsejax.selection import comparable, count_selected, select, top_k_mask
 from sparsejax.trees import check_counts, check_fit, map_masked
 
 PyTree = Any
@@ -220,20 +220,47 @@ def regrow_random(
     return regrow_by_score(scores.random(key, masks), masks, counts, scope)
 
 
+# What an update decides of a weight.
+INACTIVE, KEPT, GROWN = np.uint8(0), np.uint8(1), np.uint8(2)
+
+
 class TopologyUpdate(NamedTuple):
-    """What a topology update decides.
+    """What a topology update decides, in one byte a weight.
 
     Attributes:
-        masks: The masks from now on.
-        grown: A mask tree of the weights that start from zero: those newly active, and
-            those dropped and chosen again in the same update.
+        codes: A tree like the masks of uint8: 0 is inactive from now on, 1 is kept, 2
+            is grown and starts from zero: newly active, or dropped and chosen again in
+            the same update.
         scalars: The scalars that the method remembers from now on, `Memory.scalars`;
             None leaves them as they are.
     """
 
-    masks: PyTree
-    grown: PyTree
+    codes: PyTree
     scalars: Any = None
+
+    @classmethod
+    def of(cls, kept: PyTree, grown: PyTree) -> "TopologyUpdate":
+        """Puts together the masks of what is kept and of what is grown."""
+        return cls(map_masked(_code, kept, grown))
+
+    @property
+    def masks(self) -> PyTree:
+        """The masks from now on."""
+        return map_masked(lambda code: code != INACTIVE, self.codes)
+
+    @property
+    def kept(self) -> PyTree:
+        """A mask tree of the weights that go on as they are."""
+        return map_masked(lambda code: code == KEPT, self.codes)
+
+    @property
+    def grown(self) -> PyTree:
+        """A mask tree of the weights that start from zero."""
+        return map_masked(lambda code: code == GROWN, self.codes)
+
+
+def _code(kept: jax.Array, grown: jax.Array) -> jax.Array:
+    return jnp.where(grown, GROWN, kept.astype(jnp.uint8))
 
 
 def no_growth(masks: PyTree) -> TopologyUpdate:
@@ -245,7 +272,7 @@ def no_growth(masks: PyTree) -> TopologyUpdate:
     Returns:
         The update.
     """
-    return TopologyUpdate(masks, map_masked(jnp.zeros_like, masks))
+    return TopologyUpdate(map_masked(lambda mask: mask.astype(jnp.uint8), masks))
 
 
 def counts_after_pruning(
@@ -276,8 +303,8 @@ def counts_after_pruning(
     scores = comparable(jax.tree.leaves(_fitted(score, masks)))
     layout = layout_of(old)
     among = layout.pack(old)
-    kept = select(layout, layout.pack(scores), among, jnp.asarray(keep), key)
-    counts = layout.count_each(kept)
+    amount = jnp.asarray(keep, jnp.int32)
+    counts = count_selected(layout, layout.pack(scores), among, amount, key)
     return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
 
 
@@ -332,11 +359,9 @@ def exchange(
     kept = select(layout, layout.pack(losing), among, active - dropped, key)
     free = layout.complement(kept)
     grown = select(layout, layout.pack(gaining), free, dropped, key)
-    now = [a | b for a, b in zip(kept, grown)]
-    return TopologyUpdate(
-        structure.unflatten(layout.unpack(now)),
-        structure.unflatten(layout.unpack(grown)),
-    )
+    # In one array for each leaf: what is written to memory is what costs.
+    codes = layout.unpack([_code(a, b) for a, b in zip(kept, grown)])
+    return TopologyUpdate(structure.unflatten(codes))
 
 
 def refill(
@@ -362,5 +387,4 @@ def refill(
         >>> refill(scores, kept, 1).masks.tolist()
         [True, False, True]
     """
-    grown = _grow(grow_score, kept, counts, "layer", key)
-    return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)
+    return TopologyUpdate.of(kept, _grow(grow_score, kept, counts, "layer", key))

@@ -21,7 +21,7 @@ from sparsejax.parameters import (
     split_rules,
 )
 from sparsejax.slots import reset_slots
-from sparsejax.topology import TopologyUpdate, no_growth
+from sparsejax.topology import GROWN, INACTIVE, TopologyUpdate, no_growth
 from sparsejax.trees import (
     check_fit,
     is_left_dense,
@@ -186,25 +186,13 @@ def _first_figures(masks: PyTree) -> TopologyFigures:
     )
 
 
-# One byte a weight says all that an update step decides.
-_INACTIVE, _KEPT, _GROWN = 0, 1, 2
-
-
-def _encode(update: TopologyUpdate) -> PyTree:
-    return map_masked(
-        lambda mask, grown: mask.astype(jnp.uint8) + grown.astype(jnp.uint8),
-        update.masks,
-        update.grown,
-    )
-
-
 def _figures(
     old: PyTree, codes: PyTree, before: TopologyFigures, sound: Any
 ) -> TopologyFigures:
     layout = layout_of(jax.tree.leaves(old))
     packed = layout.pack(jax.tree.leaves(old)), layout.pack(jax.tree.leaves(codes))
     marks = [
-        [code != _INACTIVE, code == _GROWN, mask & (code == _INACTIVE)]
+        [code != INACTIVE, code == GROWN, mask & (code == INACTIVE)]
         for mask, code in zip(*packed)
     ]
     active, grown, dropped = jnp.sum(layout.count(marks), axis=1, dtype=jnp.int32)
@@ -380,10 +368,13 @@ def sparsify(
         )
         assert method.update is not None
         update = method.update(snapshot)
-        return update._replace(
-            masks=join_layers(update.masks, rules),
-            grown=join_layers(update.grown, rules),
-        )
+        for path, codes in mask_leaves(update.codes).items():
+            if codes.dtype != jnp.uint8:
+                raise ValueError(
+                    "a method's update must return TopologyUpdate.of(kept, grown) or "
+                    f"no_growth(masks); got codes of {codes.dtype} at {path!r}."
+                )
+        return update._replace(codes=join_layers(update.codes, rules))
 
     def topology_update(
         grads: PyTree, state: SparsifyState, params: PyTree
@@ -395,8 +386,8 @@ def sparsify(
         # work an expression out again at each use, and compile it as often.
         codes, scalars = jax.lax.cond(
             sound,
-            lambda: (_encode(update), scalars),
-            lambda: (_encode(no_growth(state.masks)), state.memory.scalars),
+            lambda: (update.codes, scalars),
+            lambda: (no_growth(state.masks).codes, state.memory.scalars),
         )
         return codes, _figures(state.masks, codes, state.figures, sound), scalars
 
@@ -432,16 +423,15 @@ def sparsify(
                 return topology_update(grads, state, params)
 
             def keep() -> tuple[PyTree, TopologyFigures, Any]:
-                return _encode(no_growth(state.masks)), figures, scalars
+                return no_growth(state.masks).codes, figures, scalars
 
             # Only masks and scalars come out of the conditional: parameters, optimizer
             # state or the method's slots would be copied at every ordinary step.
             codes, figures, scalars = (
                 change() if update_topology else jax.lax.cond(due, change, keep)
             )
-            masks_now = map_masked(lambda code: code != _INACTIVE, codes)
-            kept = map_masked(lambda code: code == _KEPT, codes)
-            grown = map_masked(lambda code: code == _GROWN, codes)
+            now = TopologyUpdate(codes)
+            masks_now, kept, grown = now.masks, now.kept, now.grown
 
         inner_updates, inner_state = masked_update(
             inner, grads, state.inner_state, params, kept, **extra_args

@@ -281,6 +281,18 @@ def test_random_growth_follows_the_key_and_reaches_every_place_equally_often():
     assert 2 < ((hits - 600) ** 2 / variance).sum() * 14 / 15 < 36.1  # 99.9 %, 14 dof
 
 
+@moderate
+@given(SEEDS, DENSITIES, st.floats(0, 1), st.sampled_from([None, 1, 3]))
+def test_counts_after_pruning_are_those_of_the_masks_that_pruning_leaves(
+    seed, density, share, levels
+):
+    masks, score = masks_at(seed, density), weights(seed, levels=levels)
+    keep = round(share * sum(count(masks).values()))
+    pruned = sj.prune_by_score(score, masks, keep=keep)
+    counted = sj.counts_after_pruning(score, masks, keep)
+    assert {name: int(counted[name]) for name in SHAPES} == count(pruned)
+
+
 # Exchange.
 
 
@@ -340,7 +352,16 @@ def test_exchange_of_nothing_and_of_everything():
 def test_no_growth_has_grown_nothing():
     update = sj.no_growth(masks_at(0, 0.5))
     np.testing.assert_array_equal(flat(update.masks), flat(masks_at(0, 0.5)))
+    np.testing.assert_array_equal(flat(update.kept), flat(masks_at(0, 0.5)))
     assert not flat(update.grown).any()
+
+
+def test_an_update_says_of_each_weight_whether_it_is_kept_or_grown():
+    kept, grown = jnp.array([True, True, False, False]), jnp.array([0, 1, 1, 0], bool)
+    update = sj.TopologyUpdate.of(kept, grown)  # the second is dropped and grown again
+    assert update.masks.tolist() == [True, True, True, False]
+    assert update.kept.tolist() == [True, False, False, False]
+    assert update.grown.tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

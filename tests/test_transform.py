@@ -546,3 +546,20 @@ def test_two_masks_for_one_leaf_are_refused():
     tx = optax.chain(static(optax.sgd(0.1)), static(optax.sgd(0.1)))
     with pytest.raises(ValueError, match="masks must be one a leaf"):
         sj.get_masks(tx.init(make_params()))
+
+
+def test_an_update_that_is_not_made_of_codes_is_refused():
+    def update(now: sj.Snapshot) -> sj.TopologyUpdate:
+        return sj.TopologyUpdate(now.masks)
+
+    method = sj.Method(
+        init=lambda key, params, rules: sj.dense_masks(params),
+        update=update,
+        is_update_step=lambda step: step == 0,
+    )
+    params = {"w": jnp.ones((2, 2))}
+    tx = sj.sparsify(optax.sgd(0.1), method)
+    with pytest.raises(
+        ValueError, match=r"TopologyUpdate\.of.*got codes of bool at 'w'"
+    ):
+        tx.update(params, tx.init(params), params)

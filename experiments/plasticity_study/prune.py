@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import sparsejax as sj
@@ -51,18 +50,13 @@ def new_topology(
         case _:
             update = sj.no_growth(kept)
 
-    def fill(default: PyTree, chosen: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda new, old: old if is_left_dense(new) else new,
-            chosen,
-            default,
-            is_leaf=is_left_dense,
-        )
-
-    nothing = jax.tree.map(jnp.zeros_like, everything)
-    return sj.TopologyUpdate(
-        fill(everything, update.masks), fill(nothing, update.grown)
+    codes = jax.tree.map(
+        lambda new, old: old if is_left_dense(new) else new,
+        update.codes,
+        sj.no_growth(everything).codes,
+        is_leaf=is_left_dense,
     )
+    return sj.TopologyUpdate(codes)
 
 
 def with_topology(
@@ -78,7 +72,7 @@ def with_topology(
     Returns:
         The state, with exact zeros where masks are False or weights have grown.
     """
-    kept = sj.difference(update.masks, update.grown)
+    kept = update.kept
     params = sj.apply_masks(state.params, kept)
     inner = inner_optimizer(config, 0.0)
     start = sj.static_transform(inner, masks=update.masks).init(params)

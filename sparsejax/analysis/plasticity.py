@@ -12,7 +12,7 @@ plasticity is t_CONTRAIN - t_PRE, and what was recovered t_CONTRAIN - t_PRUNE.
 
     kept = prune_once(params, masks, 0.9, scope="global")
     update = regenerate(grads, kept, masks)
-    params = apply_masks(params, difference(update.masks, update.grown))
+    params = apply_masks(params, update.kept)
 
 A unit is a single weight, or a filter: all weights of one entry of a kernel's last
 axis, as in Flax, worth the L1 norm of its weights or of their gradients.
@@ -198,7 +198,7 @@ def _of_weights(update: TopologyUpdate, masks: PyTree) -> TopologyUpdate:
     """Turns an update of filters into one of weights; a grown filter is whole."""
     grown = _spread(update.grown, map_masked(jnp.ones_like, masks))
     kept = _spread(update.masks, masks)
-    return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)
+    return TopologyUpdate.of(kept, grown)
 
 
 def _lost(before: PyTree, after: PyTree) -> PyTree:

@@ -144,7 +144,7 @@ def acdc_transform(
 
         def decompress() -> TopologyUpdate:
             everything = map_masked(jnp.ones_like, now.masks)
-            return TopologyUpdate(everything, difference(everything, now.masks))
+            return TopologyUpdate.of(now.masks, difference(everything, now.masks))
 
         is_sparse = jnp.sum(has_begun(now.step)) % 2 == 1
         return jax.lax.cond(is_sparse, compress, decompress)

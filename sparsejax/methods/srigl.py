@@ -154,7 +154,7 @@ def srigl_transform(
             map_masked(lambda mask, pair, i=i: pair[i], now.masks, kept_and_grown)
             for i in range(2)
         )
-        return TopologyUpdate(map_masked(jnp.logical_or, kept, grown), grown)
+        return TopologyUpdate.of(kept, grown)
 
     method = Method(
         init=init,
