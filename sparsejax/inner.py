@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.extend.core import Literal
 
 from sparsejax.checks import is_traced
-from sparsejax.masks import apply_masks
+from sparsejax.masks import apply_masks, choose
 from sparsejax.trees import is_left_dense
 
 PyTree = Any
@@ -66,7 +65,7 @@ def masked_update(
             return grad
         uses[atom] += 1
         zero = 0.0 if uses[atom] % 2 else -0.0
-        return jnp.where(mask, grad, jnp.asarray(zero, grad.dtype))
+        return choose(mask, grad, zero)
 
     for equation in jaxpr.eqns:
         primitive = equation.primitive

@@ -237,9 +237,35 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     check_fit(masks, params)
 
     def zero(mask: Any, leaf: Any) -> Any:
-        return leaf if is_left_dense(mask) else jnp.where(mask, leaf, 0)
+        return leaf if is_left_dense(mask) else choose(mask, leaf, 0)
 
     return jax.tree.map(zero, masks, params, is_leaf=is_left_dense)
+
+
+def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
+    """Takes a leaf's values where its mask is True, and others elsewhere.
+
+    It is `jnp.where` for one dtype, without the function of its own that this is to
+    trace and lower: for some hundred leaves that is a tenth of a second.
+
+    Args:
+        mask: A bool array.
+        active: An array of its shape.
+        inactive: A scalar, or an array of that shape.
+
+    Returns:
+        An array of the dtype of `active`.
+
+    Example:
+        >>> choose(jnp.array([True, False]), jnp.array([1.0, 2.0]), -1).tolist()
+        [1.0, -1.0]
+    """
+    active = jnp.asarray(active)
+    if jnp.ndim(inactive):
+        other = jnp.asarray(inactive, active.dtype)
+    else:
+        other = jax.lax.full_like(active, inactive)
+    return jax.lax.select(jnp.asarray(mask), active, other)
 
 
 def count_active(masks: PyTree, scope: str = "global") -> Any:

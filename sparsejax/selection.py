@@ -142,10 +142,11 @@ class _Ranking(NamedTuple):
             for array, allow, here in zip(self.scores, self.among, points)
         ]
 
-    def end(self, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Finds the last of the k largest, and how many of those equal to it are.
+    def end(self, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Finds where the k largest end.
 
-        Returns its key, of k's shape, and int32 [leaves], how many to take of each.
+        Returns the key of the last one, of k's shape, and int32 counts [leaves]: of the
+        scores above it, and how many of those equal to it are among the k.
         """
 
         def count(points: jax.Array) -> jax.Array:
@@ -160,10 +161,12 @@ class _Ranking(NamedTuple):
         lowest = jnp.full(k.shape, info.min, info.dtype)
         point, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, count)
         if k.ndim:
-            return point, k - found
+            return point, found, k - found
+        marks = zip(self.above(point[None]), self.equal(point))
+        above, equal = self.layout.count([[*higher, level] for higher, level in marks])
         # The first leaves take theirs first.
-        here = self.layout.count_each(self.equal(point))
-        return point, jnp.clip(k - found - (jnp.cumsum(here) - here), 0, here)
+        before = jnp.cumsum(equal) - equal
+        return point, above, jnp.clip(k - found - before, 0, equal)
 
 
 def _first(layout: Layout, marks: Arrays, amounts: jax.Array) -> list[jax.Array]:
@@ -209,7 +212,7 @@ def select(
         Packed bool arrays.
     """
     ranking = _Ranking(layout, scores, among, key)
-    point, ties = ranking.end(k)
+    point, _, ties = ranking.end(k)
 
     def chosen() -> list[jax.Array]:
         tied = _first(layout, ranking.equal(point), ties)
@@ -228,22 +231,20 @@ def select(
 def count_selected(
     layout: Layout, scores: Arrays, among: Arrays, k: jax.Array, key: Key = None
 ) -> jax.Array:
-    """Counts what `select` marks in each leaf.
+    """Counts what `select` marks in each leaf where all are ranked together.
 
     Args:
         layout: How leaves lie in arrays.
         scores: The packed scores, as `comparable` gives them.
         among: The packed bool arrays of what can be marked.
-        k: int32 counts, [leaves] to rank each leaf by itself, [] to rank all together.
+        k: An int32 scalar.
         key: What to rank by, as in `top_k_mask`.
 
     Returns:
         int32 [leaves].
     """
-    ranking = _Ranking(layout, scores, among, key)
-    point, ties = ranking.end(k)
-    above = [higher for (higher,) in ranking.above(point[None])]
-    return layout.count_each(above) + ties
+    _, above, ties = _Ranking(layout, scores, among, key).end(k)
+    return above + ties
 
 
 def _check_scores(leaves: Sequence[jax.Array]) -> None:

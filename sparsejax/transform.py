@@ -10,7 +10,13 @@ import optax
 
 from sparsejax.inner import masked_update
 from sparsejax.layouts import layout_of
-from sparsejax.masks import apply_masks, count_active, count_prunable, unpack_masks
+from sparsejax.masks import (
+    apply_masks,
+    choose,
+    count_active,
+    count_prunable,
+    unpack_masks,
+)
 from sparsejax.masks import sparsity as sparsity_of
 from sparsejax.parameters import (
     LayerRule,
@@ -460,7 +466,7 @@ def _to_zero_unless(kept: PyTree, updates: PyTree, params: PyTree) -> PyTree:
             return update
         # -param must not be rounded to a narrower dtype, or the sum is not exactly 0.
         dtype = jnp.promote_types(update.dtype, param.dtype)
-        return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
+        return choose(mask, update.astype(dtype), -param.astype(dtype))
 
     return jax.tree.map(emit, kept, updates, params, is_leaf=is_left_dense)
 
