@@ -260,7 +260,7 @@ def _check_scores(leaves: Sequence[jax.Array]) -> None:
         if leaf.size > _MAX_LEAF:
             raise ValueError(
                 f"scores must have at most {_MAX_LEAF} entries an array, as far as "
-                f"positions are counted; got {leaf.size}."
+                f"int32 counts; got {leaf.size}."
             )
 
 
@@ -269,7 +269,7 @@ def _check_total(leaves: Sequence[jax.Array]) -> None:
     if total > _MAX_LEAF:
         raise ValueError(
             f"scores must have at most {_MAX_LEAF} entries to be ranked together, as "
-            f'far as positions are counted; got {total}: use scope="layer".'
+            f'far as int32 counts; got {total}: use scope="layer".'
         )
 
 
