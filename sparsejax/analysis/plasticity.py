@@ -197,8 +197,7 @@ def _spread(filters: PyTree, masks: PyTree) -> PyTree:
 def _of_weights(update: TopologyUpdate, masks: PyTree) -> TopologyUpdate:
     """Turns an update of filters into one of weights; a grown filter is whole."""
     grown = _spread(update.grown, map_masked(jnp.ones_like, masks))
-    kept = _spread(update.masks, masks)
-    return TopologyUpdate.of(kept, grown)
+    return TopologyUpdate.of(_spread(update.kept, masks), grown)
 
 
 def _lost(before: PyTree, after: PyTree) -> PyTree:

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.checks import SCOPES, check_choice, check_sparsity, check_step
-from sparsejax.masks import difference
 from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
 from sparsejax.parameters import Prunable
 from sparsejax.schedules import linear_sparsity
@@ -143,8 +142,8 @@ def acdc_transform(
             return no_growth(prune_to_plan(now, plan))
 
         def decompress() -> TopologyUpdate:
-            everything = map_masked(jnp.ones_like, now.masks)
-            return TopologyUpdate.of(now.masks, difference(everything, now.masks))
+            inactive = map_masked(jnp.logical_not, now.masks)
+            return TopologyUpdate.of(now.masks, grown=inactive)
 
         is_sparse = jnp.sum(has_begun(now.step)) % 2 == 1
         return jax.lax.cond(is_sparse, compress, decompress)
