@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+COMPILES = 3  # how often a step is compiled: what is printed is the median
+
 
 def median_seconds(
     functions: Mapping[str, Callable[..., Any]], args: tuple[Any, ...], repeats: int

@@ -4,7 +4,9 @@
 
 Prints the seconds of an ordinary step and of a topology update, the temporary memory
 that the compiled step needs and the time to compile it, each beside those of the plain
-optimizer in the same run. The unit of an update is one read of weights and gradients.
+optimizer in the same run. The units of an update are one read of weights and gradients,
+a sum of each, and one counting pass over them, how many are above a number: what
+selection is made of.
 `--jaxpruner` adds what JaxPruner takes, where it is installed.
 """
 
@@ -21,7 +23,7 @@ import optax
 
 import sparsejax as sj
 from benchmarks.peers import jaxpruner
-from benchmarks.timing import machine
+from benchmarks.timing import COMPILES, machine
 from experiments.models import create_model
 
 PyTree = Any
@@ -88,7 +90,38 @@ def steps(tx: optax.GradientTransformation, after: After = keep, **options: Any)
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-COMPILES = 3  # of each step: what is printed is the median
+WARM_UP = 2  # runs of each that are not counted
+
+
+def median(seconds: list[float]) -> float:
+    """Gives the median of what was timed after the runs that are not counted.
+
+    Args:
+        seconds: The time of each run.
+
+    Returns:
+        The median.
+    """
+    return statistics.median(seconds[WARM_UP:])
+
+
+class Unit:
+    """What an update is compared with: a number of each array."""
+
+    def __init__(self, function: Callable[[jax.Array], jax.Array]) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            function: Gives the number.
+        """
+        self.seconds: list[float] = []
+        self._run = jax.jit(lambda *trees: jax.tree.map(function, trees))
+
+    def run(self, *trees: PyTree) -> None:
+        """Takes and times one pass."""
+        start = time.perf_counter()
+        jax.block_until_ready(self._run(*trees))
+        self.seconds.append(time.perf_counter() - start)
 
 
 class Figures:
@@ -174,23 +207,26 @@ def main() -> None:
                     parser.error("JaxPruner is not installed: see benchmarks/peers.py.")
                 tx, after = peer
                 measured[f"JaxPruner {method}, {name}"] = Figures(tx, params, after)
-    read = jax.jit(lambda *trees: [jnp.sum(x) for x in jax.tree.leaves(trees)])
-    reads = []
-    for repeat in range(options.repeats + 2):
+    read = Unit(jnp.sum)
+    count = Unit(lambda x: jnp.sum(x > 1.0, dtype=jnp.int32))
+    for _ in range(options.repeats + WARM_UP):
         for figures in measured.values():
             figures.run(grads)
-        start = time.perf_counter()
-        jax.block_until_ready(read(params, grads))
-        if repeat >= 2:
-            reads.append(time.perf_counter() - start)
-    unit, dense = statistics.median(reads), measured["optax.sgd"]
-    plain = statistics.median(dense.seconds[2:])
-    print(f"one read of weights and gradients: {unit:.4f} s")
-    print(f"{'':45} {'s':>8} {'x sgd':>7} {'reads':>7} {'MB temp':>8} {'s compile':>9}")
+        for unit in read, count:
+            unit.run(params, grads)
+    plain = median(measured["optax.sgd"].seconds)
+    one_read, one_count = median(read.seconds), median(count.seconds)
+    print(f"one read of weights and gradients: {one_read:.4f} s")
+    print(f"one counting pass over weights and gradients: {one_count:.4f} s")
+    print(
+        f"{'':45} {'s':>8} {'x sgd':>7} {'reads':>7} {'counts':>7} {'MB temp':>8} "
+        f"{'s compile':>9}"
+    )
     for name, figures in measured.items():
-        seconds = statistics.median(figures.seconds[2:])
+        seconds = median(figures.seconds)
         print(
-            f"{name:45} {seconds:8.4f} {seconds / plain:7.2f} {seconds / unit:7.1f} "
+            f"{name:45} {seconds:8.4f} {seconds / plain:7.2f} "
+            f"{seconds / one_read:7.1f} {seconds / one_count:7.1f} "
             f"{figures.temporary / 1e6:8.1f} {figures.compile_seconds:9.2f}"
         )
 

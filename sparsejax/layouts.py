@@ -141,11 +141,19 @@ class Rows(Layout):
     @_jit
     def unpack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
         """Copies the leaves out of the array."""
-        flat, start, leaves = arrays[0].reshape(-1), 0, []
-        for shape, size in zip(self.shapes, self.sizes.tolist()):
-            leaves.append(flat[start : start + size].reshape(shape))
-            start += size + -size % self._width
-        return leaves
+        flat = arrays[0].reshape(-1)
+        padded = self.sizes + -self.sizes % self._width
+        starts = [jnp.int32(start) for start in np.cumsum(padded) - padded]
+        # Both the same, but XLA does not see it: where the starts are known only as it
+        # runs, leaves of one shape share a kernel, and it is kernels that take long to
+        # compile.
+        starts = jax.lax.cond(
+            flat[0] == 0, lambda: starts, lambda: jax.lax.optimization_barrier(starts)
+        )
+        return [
+            jax.lax.dynamic_slice(flat, [start], [size]).reshape(shape)
+            for start, size, shape in zip(starts, self.sizes.tolist(), self.shapes)
+        ]
 
     def spread(self, values: jax.Array) -> list[jax.Array]:
         """Gives each row the values of its leaf."""

@@ -197,7 +197,12 @@ _jit = functools.partial(jax.jit, static_argnames=("layout", "key"))
 
 @_jit
 def select(
-    layout: Layout, scores: Arrays, among: Arrays, k: jax.Array, key: Key = None
+    layout: Layout,
+    scores: Arrays,
+    among: Arrays,
+    k: jax.Array,
+    key: Key = None,
+    beside: Arrays | None = None,
 ) -> list[jax.Array]:
     """Marks the k largest scores where the leaves are packed already.
 
@@ -207,24 +212,23 @@ def select(
         among: The packed bool arrays of what can be marked.
         k: int32 counts, [leaves] to rank each leaf by itself, [] to rank all together.
         key: What to rank by, as in `top_k_mask`.
+        beside: Packed bool arrays of what is marked too; None for nothing.
 
     Returns:
         Packed bool arrays.
     """
     ranking = _Ranking(layout, scores, among, key)
     point, _, ties = ranking.end(k)
+    marked = [jnp.zeros_like(allow) for allow in among] if beside is None else beside
 
     def chosen() -> list[jax.Array]:
         tied = _first(layout, ranking.equal(point), ties)
-        return [
-            higher | tie for (higher,), tie in zip(ranking.above(point[None]), tied)
-        ]
+        above = ranking.above(point[None])
+        return [old | new | tie for old, (new,), tie in zip(marked, above, tied)]
 
     # A conditional, as its result is written to memory: XLA's CPU backend would work a
     # mere expression out again wherever a leaf of it is used.
-    return jax.lax.cond(
-        jnp.any(k > 0), chosen, lambda: [jnp.zeros_like(allow) for allow in among]
-    )
+    return jax.lax.cond(jnp.any(k > 0), chosen, lambda: list(marked))
 
 
 @_jit

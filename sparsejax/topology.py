@@ -220,47 +220,33 @@ def regrow_random(
     return regrow_by_score(scores.random(key, masks), masks, counts, scope)
 
 
-# What an update decides of a weight.
-INACTIVE, KEPT, GROWN = np.uint8(0), np.uint8(1), np.uint8(2)
-
-
 class TopologyUpdate(NamedTuple):
-    """What a topology update decides, in one byte a weight.
+    """What a topology update decides; `of` and `no_growth` make one.
 
     Attributes:
-        codes: A tree like the masks of uint8: 0 is inactive from now on, 1 is kept, 2
-            is grown and starts from zero: newly active, or dropped and chosen again in
-            the same update.
+        kept: A mask tree of the weights that go on as they are.
+        masks: The masks from now on. What they have beside `kept` is grown and starts
+            from zero: newly active, or dropped and chosen again in the same update.
         scalars: The scalars that the method remembers from now on, `Memory.scalars`;
             None leaves them as they are.
     """
 
-    codes: PyTree
+    kept: PyTree
+    masks: PyTree
     scalars: Any = None
 
     @classmethod
     def of(cls, kept: PyTree, grown: PyTree) -> "TopologyUpdate":
-        """Puts together the masks of what is kept and of what is grown."""
-        return cls(map_masked(_code, kept, grown))
-
-    @property
-    def masks(self) -> PyTree:
-        """The masks from now on."""
-        return map_masked(lambda code: code != INACTIVE, self.codes)
-
-    @property
-    def kept(self) -> PyTree:
-        """A mask tree of the weights that go on as they are."""
-        return map_masked(lambda code: code == KEPT, self.codes)
+        """Puts together the masks of what is kept and grown; both means grown."""
+        return cls(
+            map_masked(lambda kept, grown: kept & ~grown, kept, grown),
+            map_masked(jnp.logical_or, kept, grown),
+        )
 
     @property
     def grown(self) -> PyTree:
         """A mask tree of the weights that start from zero."""
-        return map_masked(lambda code: code == GROWN, self.codes)
-
-
-def _code(kept: jax.Array, grown: jax.Array) -> jax.Array:
-    return jnp.where(grown, GROWN, kept.astype(jnp.uint8))
+        return map_masked(lambda kept, mask: mask & ~kept, self.kept, self.masks)
 
 
 def no_growth(masks: PyTree) -> TopologyUpdate:
@@ -272,7 +258,7 @@ def no_growth(masks: PyTree) -> TopologyUpdate:
     Returns:
         The update.
     """
-    return TopologyUpdate(map_masked(lambda mask: mask.astype(jnp.uint8), masks))
+    return TopologyUpdate(masks, masks)
 
 
 def counts_after_pruning(
@@ -358,10 +344,11 @@ def exchange(
     # other: only the number that stays matters.
     kept = select(layout, layout.pack(losing), among, active - dropped, key)
     free = layout.complement(kept)
-    grown = select(layout, layout.pack(gaining), free, dropped, key)
-    # In one array for each leaf: what is written to memory is what costs.
-    codes = layout.unpack([_code(a, b) for a, b in zip(kept, grown)])
-    return TopologyUpdate(structure.unflatten(codes))
+    active = select(layout, layout.pack(gaining), free, dropped, key, beside=kept)
+    return TopologyUpdate(
+        structure.unflatten(layout.unpack(kept)),
+        structure.unflatten(layout.unpack(active)),
+    )
 
 
 def refill(

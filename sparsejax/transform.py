@@ -27,7 +27,7 @@ from sparsejax.parameters import (
     split_rules,
 )
 from sparsejax.slots import reset_slots
-from sparsejax.topology import GROWN, INACTIVE, TopologyUpdate, no_growth
+from sparsejax.topology import TopologyUpdate, no_growth
 from sparsejax.trees import (
     check_fit,
     is_left_dense,
@@ -193,13 +193,13 @@ def _first_figures(masks: PyTree) -> TopologyFigures:
 
 
 def _figures(
-    old: PyTree, codes: PyTree, before: TopologyFigures, sound: Any
+    old: PyTree, update: TopologyUpdate, before: TopologyFigures, sound: Any
 ) -> TopologyFigures:
-    layout = layout_of(jax.tree.leaves(old))
-    packed = layout.pack(jax.tree.leaves(old)), layout.pack(jax.tree.leaves(codes))
+    trees = [jax.tree.leaves(tree) for tree in (old, update.kept, update.masks)]
+    layout = layout_of(trees[0])
     marks = [
-        [code != INACTIVE, code == GROWN, mask & (code == INACTIVE)]
-        for mask, code in zip(*packed)
+        [active, active & ~kept, mask & ~active]
+        for mask, kept, active in zip(*map(layout.pack, trees))
     ]
     active, grown, dropped = jnp.sum(layout.count(marks), axis=1, dtype=jnp.int32)
     return TopologyFigures(
@@ -374,28 +374,31 @@ def sparsify(
         )
         assert method.update is not None
         update = method.update(snapshot)
-        for path, codes in mask_leaves(update.codes).items():
-            if codes.dtype != jnp.uint8:
-                raise ValueError(
-                    "a method's update must return TopologyUpdate.of(kept, grown) or "
-                    f"no_growth(masks); got codes of {codes.dtype} at {path!r}."
-                )
-        return update._replace(codes=join_layers(update.codes, rules))
+        for name, tree in ("kept", update.kept), ("masks", update.masks):
+            for path, mask in mask_leaves(tree).items():
+                if mask.dtype != bool:
+                    raise ValueError(
+                        "a method's update must return TopologyUpdate.of(kept, grown) "
+                        f"or no_growth(masks); got {name} of {mask.dtype} at {path!r}."
+                    )
+        return update._replace(
+            kept=join_layers(update.kept, rules), masks=join_layers(update.masks, rules)
+        )
 
     def topology_update(
         grads: PyTree, state: SparsifyState, params: PyTree
-    ) -> tuple[PyTree, TopologyFigures, Any]:
+    ) -> tuple[TopologyUpdate, TopologyFigures]:
         sound = _all_finite(state.masks, params, grads)
         update = propose(grads, state, params)
-        scalars = state.memory.scalars if update.scalars is None else update.scalars
+        if update.scalars is None:
+            update = update._replace(scalars=state.memory.scalars)
         # A conditional, as its result is written to memory: XLA's CPU backend would
         # work an expression out again at each use, and compile it as often.
-        codes, scalars = jax.lax.cond(
-            sound,
-            lambda: (update.codes, scalars),
-            lambda: (no_growth(state.masks).codes, state.memory.scalars),
-        )
-        return codes, _figures(state.masks, codes, state.figures, sound), scalars
+        update = jax.lax.cond(sound, lambda: update, lambda: unchanged(state))
+        return update, _figures(state.masks, update, state.figures, sound)
+
+    def unchanged(state: SparsifyState) -> TopologyUpdate:
+        return no_growth(state.masks)._replace(scalars=state.memory.scalars)
 
     def update_fn(
         updates: PyTree,
@@ -417,40 +420,39 @@ def sparsify(
         # Where it is known it must not depend on the step: XLA's CPU backend would work
         # it out again for each weight.
         due = jnp.asarray(update_topology or is_update_step_of(state.step))
-        figures, scalars = state.figures, state.memory.scalars
+        now, figures = unchanged(state), state.figures
         may_change = method.update is not None and update_topology is not False
         if not may_change:
-            masks_now = kept = state.masks
             missed = jnp.where(due, 1, 0)
             figures = figures._replace(skipped=figures.skipped + missed)
         else:
 
-            def change() -> tuple[PyTree, TopologyFigures, Any]:
+            def change() -> tuple[TopologyUpdate, TopologyFigures]:
                 return topology_update(grads, state, params)
-
-            def keep() -> tuple[PyTree, TopologyFigures, Any]:
-                return no_growth(state.masks).codes, figures, scalars
 
             # Only masks and scalars come out of the conditional: parameters, optimizer
             # state or the method's slots would be copied at every ordinary step.
-            codes, figures, scalars = (
-                change() if update_topology else jax.lax.cond(due, change, keep)
+            now, figures = (
+                change()
+                if update_topology
+                else jax.lax.cond(due, change, lambda: (unchanged(state), figures))
             )
-            now = TopologyUpdate(codes)
-            masks_now, kept, grown = now.masks, now.kept, now.grown
 
         inner_updates, inner_state = masked_update(
-            inner, grads, state.inner_state, params, kept, **extra_args
+            inner, grads, state.inner_state, params, now.kept, **extra_args
         )
         if may_change:
-            inner_state = reset_slots(inner, inner_state, params, kept, grown, due)
-        return _to_zero_unless(kept, inner_updates, params), SparsifyState(
+            inner_state = reset_slots(
+                inner, inner_state, params, now.kept, now.grown, due
+            )
+        memory = state.memory._replace(scalars=now.scalars)
+        return _to_zero_unless(now.kept, inner_updates, params), SparsifyState(
             step=optax.safe_increment(state.step),
             key=state.key,
-            masks=masks_now,
+            masks=now.masks,
             inner_state=inner_state,
             figures=figures,
-            memory=forget(state.memory._replace(scalars=scalars), params, due),
+            memory=forget(memory, params, due),
         )
 
     tx = SparseTransformation(init_fn, update_fn)

@@ -548,9 +548,9 @@ def test_two_masks_for_one_leaf_are_refused():
         sj.get_masks(tx.init(make_params()))
 
 
-def test_an_update_that_is_not_made_of_codes_is_refused():
+def test_an_update_that_is_not_made_of_masks_is_refused():
     def update(now: sj.Snapshot) -> sj.TopologyUpdate:
-        return sj.TopologyUpdate(now.masks)
+        return sj.TopologyUpdate(now.masks, now.params)
 
     method = sj.Method(
         init=lambda key, params, rules: sj.dense_masks(params),
@@ -560,6 +560,6 @@ def test_an_update_that_is_not_made_of_codes_is_refused():
     params = {"w": jnp.ones((2, 2))}
     tx = sj.sparsify(optax.sgd(0.1), method)
     with pytest.raises(
-        ValueError, match=r"TopologyUpdate\.of.*got codes of bool at 'w'"
+        ValueError, match=r"TopologyUpdate\.of.*got masks of float32 at 'w'"
     ):
         tx.update(params, tx.init(params), params)

@@ -50,13 +50,15 @@ def new_topology(
         case _:
             update = sj.no_growth(kept)
 
-    codes = jax.tree.map(
-        lambda new, old: old if is_left_dense(new) else new,
-        update.codes,
-        sj.no_growth(everything).codes,
-        is_leaf=is_left_dense,
-    )
-    return sj.TopologyUpdate(codes)
+    def complete(masks: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda new, old: old if is_left_dense(new) else new,
+            masks,
+            everything,
+            is_leaf=is_left_dense,
+        )
+
+    return sj.TopologyUpdate(complete(update.kept), complete(update.masks))
 
 
 def with_topology(
