@@ -32,7 +32,14 @@ from experiments.record.files import writable_directory
 from experiments.tables.render import write_page
 from experiments.tables.results import has_result, write_result
 from experiments.tables.run_digits import batches, run_side_by_side
-from experiments.tables.spec import TABLES, Cell, Table, choose, select
+from experiments.tables.spec import (
+    TABLES,
+    Cell,
+    Table,
+    choose,
+    seeds_together,
+    select,
+)
 from experiments.tables.studies import STUDIES, run_missing_parts, write_study_page
 from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 
@@ -48,6 +55,7 @@ def run_missing(
     data_dir: str | None = None,
     hours: float | None = None,
     rerun: bool = False,
+    side_by_side: int = 1,
 ) -> None:
     """Runs the cells that have no result, in their order.
 
@@ -59,6 +67,7 @@ def run_missing(
         data_dir: Where the data of image tables is.
         hours: Stop after so many; None for no limit.
         rerun: Whether results of another configuration are replaced, not refused.
+        side_by_side: How many seeds of a cell of an image table are trained at once.
 
     Raises:
         ValueError: If a result is of another configuration, or a run is refused.
@@ -68,7 +77,9 @@ def run_missing(
     # All are looked at before any is run: a refusal must not come after hours.
     missing = [c for c in cells if not has_result(results, table, c, replace=rerun)]
     print(f"{len(cells) - len(missing)} of {len(cells)} runs are finished.", flush=True)
-    groups = [[cell] for cell in missing] if table.image_shape else batches(missing)
+    groups = (
+        seeds_together(missing, side_by_side) if table.image_shape else batches(missing)
+    )
     with _stopped_by_sigterm():
         for number, group in enumerate(groups, 1):
             if end is not None and time.monotonic() >= end:
@@ -80,11 +91,12 @@ def run_missing(
                     write_result(results, table, cell, result)
                 continue
             # Imported late: what trains images needs more than what trains digits.
-            from experiments.tables.run_images import run_image_cell
+            from experiments.tables.run_images import run_image_cells
 
             with _sigterm_at(end):
-                result = run_image_cell(table, group[0], workdir, data_dir)
-            write_result(results, table, group[0], result)
+                done = run_image_cells(table, group, workdir, data_dir)
+            for cell, result in zip(group, done):
+                write_result(results, table, cell, result)
             jax.clear_caches()  # no other run uses what this one compiled
 
 
@@ -134,6 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sparsities", type=listed, help="some columns, as 0.9,0.95")
     add("--seeds", type=listed, help="as 18,19,20; the table's by default")
     add("--max_hours", type=float, help="stop after this time, to be gone on with")
+    add("--side_by_side", type=int, help="seeds of an image table trained at once")
     add("--render_only", action="store_true", help="run nothing, write the page")
     add("--rerun", action="store_true", help="replace results of other configurations")
     return parser.parse_args(arguments)
@@ -167,13 +180,23 @@ def run_study(
 
 def _refuse_choices(flags: argparse.Namespace) -> None:
     """Refuses what chooses among runs, for a table that is a study."""
-    for name in ("data_dir", "methods", "sparsities", "seeds"):
+    for name in ("data_dir", "methods", "sparsities", "seeds", "side_by_side"):
         value = getattr(flags, name)
         if value is not None:
             raise ValueError(
                 f"{name} must not be given for table {flags.table}, a study that is "
                 f"made whole by its configuration; got {value!r}."
             )
+
+
+def _check_side_by_side(table: Table, seeds: int) -> None:
+    if table.image_shape is None:
+        raise ValueError(
+            f"side_by_side must not be given for table {table.name}, whose seeds all "
+            f"train at once; got {seeds}."
+        )
+    if seeds < 1:
+        raise ValueError(f"side_by_side must be at least 1; got {seeds}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             table = TABLES[name]
             cells = select(table, flags.methods, flags.sparsities, flags.seeds)
+            if flags.side_by_side is not None:
+                _check_side_by_side(table, flags.side_by_side)
+                limits["side_by_side"] = flags.side_by_side
             limits["data_dir"] = flags.data_dir
             run = partial(
                 run_missing, table, cells, flags.results, flags.workdir, **limits

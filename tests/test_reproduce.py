@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 pytest.importorskip("grain", reason="of the experiments extra")
@@ -90,7 +91,7 @@ def nothing_runs(monkeypatch):
         raise AssertionError("something is run")
 
     monkeypatch.setattr(run_digits, "train_method", run)
-    monkeypatch.setattr(run_images, "train_and_evaluate", run)
+    monkeypatch.setattr(run_images, "train_side_by_side", run)
 
 
 def test_a_result_has_all_that_it_should(digits_results):
@@ -213,6 +214,38 @@ def test_a_stopped_run_goes_on_and_its_result_is_whole(image_results):
     assert flops["inference"] < 0.5 < flops["training"] < 1
 
 
+def test_seeds_side_by_side_in_halves_where_memory_is_short(tmp_path, monkeypatch):
+    table = toy_images(
+        parallel="jit", device_resident=False, total_steps=4, batch_size=16
+    )
+    cells = [Cell("set", 0.9, seed) for seed in (18, 19, 20)]
+    sizes, train = [], run_images.train_side_by_side
+
+    def short_of_memory(configs, folders):
+        sizes.append(len(configs))
+        if len(configs) == 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return train(configs, folders)
+
+    monkeypatch.setattr(run_images, "train_side_by_side", short_of_memory)
+    reproduce.run_missing(table, cells, tmp_path, tmp_path / "work", side_by_side=3)
+    assert sizes == [3, 1, 2]
+    runs = read_table(tmp_path, table).runs
+    assert list(runs) == cells
+    for cell, together in zip(cells, (1, 2, 2)):
+        parts = runs[cell]["parts"]
+        assert [part["runs_in_this_time"] for part in parts] == [3, together]
+        assert runs[cell]["steps"] == 4 and runs[cell]["wall_seconds"] > 0
+        assert runs[cell]["realised_sparsity"] == pytest.approx(0.9, abs=1e-3)
+
+    def another_error(configs, folders):
+        raise jax.errors.JaxRuntimeError("INTERNAL: as any")
+
+    monkeypatch.setattr(run_images, "train_side_by_side", another_error)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="as any"):
+        run_images.run_image_cells(table, cells, tmp_path / "work", None)
+
+
 def test_time_that_is_over_stops_a_run(tmp_path):
     table, cell = toy_images(), Cell("rigl", 0.9, 18)
     # While the data is being read, before the training loop listens to SIGTERM.
@@ -246,6 +279,9 @@ def test_some_cells_can_be_chosen():
         (["--table=digits", "--sparsities=0.96"], "sparsities must be one of 0.9, "),
         (["--table=digits", "--seeds=1,-2"], r"seeds must be integers .* got '-2'"),
         (["--table=digits", "--max_hours=0"], "max_hours must be above 0; got 0"),
+        (["--table=digits", "--side_by_side=2"], "side_by_side must not be given"),
+        (["--table=cifar10_vgg19", "--side_by_side=0"], "side_by_side must be at leas"),
+        (["--table=lottery", "--side_by_side=2"], "side_by_side must not be given for"),
     ],
 )
 def test_refused_in_one_sentence(arguments, message, capsys, tmp_path, nothing_runs):

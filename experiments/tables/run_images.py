@@ -1,10 +1,10 @@
-"""Runs one cell of an image table, or goes on with it where it was stopped."""
+"""Runs cells of an image table, or goes on with them where they were stopped."""
 
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +21,76 @@ from experiments.record.metrics import read_metrics
 from experiments.tables.results import where_it_runs
 from experiments.tables.spec import Cell, Table
 from experiments.training.before_training import trained_as
-from experiments.training.loop import Outcome, train_and_evaluate
+from experiments.training.loop import Outcome, train_side_by_side
 from experiments.training.state import TrainState
 
 _DENSITY = "density/"
 
 
-def run_image_cell(
-    table: Table, cell: Cell, workdir: Path, data_dir: str | None
-) -> dict[str, Any]:
-    """Trains a cell to its end, from its newest checkpoint if there is one.
+def run_image_cells(
+    table: Table, cells: Sequence[Cell], workdir: Path, data_dir: str | None
+) -> list[dict[str, Any]]:
+    """Trains cells to their end, from their newest checkpoints if there are some.
 
     Args:
         table: An image table.
-        cell: The cell.
+        cells: One cell, or several that differ in their seeds alone: they are trained
+            side by side, in halves where the device has not the memory for it.
         workdir: Where the runs of all tables keep their records and checkpoints.
         data_dir: Where the data is; None for the default of TFDS.
 
     Returns:
-        What came out.
+        What came out of each.
 
     Raises:
         ValueError: If something does not fit, in one sentence.
-        Preempted: If it was asked to stop; its state is saved.
+        Preempted: If they were asked to stop; their states are saved.
     """
-    config = table.config(cell)
-    config.data_dir = data_dir
-    folder = workdir / table.name / cell.name
-    with _recorded_part(folder) as parts:
-        outcome = train_and_evaluate(config, folder)
-    lines = read_metrics(folder)
+    try:
+        return _run(table, cells, workdir, data_dir)
+    except jax.errors.JaxRuntimeError as error:
+        if len(cells) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    # Not in the handler: the error holds on to what takes up the memory.
+    print(f"{len(cells)} runs side by side do not fit in memory.", flush=True)
+    jax.clear_caches()
+    half = len(cells) // 2
+    return [
+        result
+        for part in (cells[:half], cells[half:])
+        for result in run_image_cells(table, part, workdir, data_dir)
+    ]
+
+
+def _run(
+    table: Table, cells: Sequence[Cell], workdir: Path, data_dir: str | None
+) -> list[dict[str, Any]]:
+    configs = [table.config(cell) for cell in cells]
+    for config in configs:
+        config.data_dir = data_dir
+    folders = [workdir / table.name / cell.name for cell in cells]
+    with ExitStack() as stack:
+        each = [
+            stack.enter_context(_recorded_part(folder, len(cells)))
+            for folder in folders
+        ]
+        outcomes = train_side_by_side(configs, folders)
+    return [
+        _result(table, cell, config, outcome, parts, read_metrics(folder))
+        for cell, config, outcome, parts, folder in zip(
+            cells, configs, outcomes, each, folders
+        )
+    ]
+
+
+def _result(
+    table: Table,
+    cell: Cell,
+    config: ConfigDict,
+    outcome: Outcome,
+    parts: Sequence[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     validation = [
         [line["step"], round(line["accuracy"], 5)]
         for line in lines
@@ -76,16 +116,18 @@ def run_image_cell(
 def _brief(part: Mapping[str, Any]) -> dict[str, Any]:
     names = ("start_time", "git_commit", "git_dirty", "device_kind")
     about = {name: part["environment"][name] for name in names}
-    return about | {"seconds": part["seconds"]}
+    together = part.get("runs_in_this_time", 1)
+    return about | {"seconds": part["seconds"], "runs_in_this_time": together}
 
 
 @contextmanager
-def _recorded_part(folder: Path) -> Iterator[list[dict[str, Any]]]:
+def _recorded_part(folder: Path, together: int) -> Iterator[list[dict[str, Any]]]:
     """Notes the parts of a run that is stopped and goes on: with what, and how long."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "parts.json"
     parts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    parts.append({"environment": where_it_runs(), "seconds": None})
+    about = {"environment": where_it_runs(), "runs_in_this_time": together}
+    parts.append(about | {"seconds": None})
     write_atomically(path, json.dumps(parts, indent=1) + "\n")
     started = time.monotonic()
     try:

@@ -115,6 +115,33 @@ def order_cells(
     return cells
 
 
+def seeds_together(cells: Iterable[Cell], most: int) -> list[list[Cell]]:
+    """Puts cells together that differ in their seeds alone.
+
+    Args:
+        cells: Cells in the order in which they are wanted.
+        most: How many to put together, at least 1.
+
+    Returns:
+        Groups of at most so many, in the order of the first of each.
+
+    Example:
+        >>> cells = order_cells(["dense", "gmp"], [0.9], [18, 19, 20])
+        >>> [[cell.name for cell in group] for group in seeds_together(cells, 2)]
+        [['dense_0_18', 'dense_0_19'], ['gmp_0.9_18', 'gmp_0.9_19'], ['dense_0_20'], \
+['gmp_0.9_20']]
+    """
+    groups: list[list[Cell]] = []
+    filling: dict[tuple[str, float], list[Cell]] = {}
+    for cell in cells:
+        group = filling.get(cell[:2])
+        if group is None or len(group) == most:
+            group = filling[cell[:2]] = []
+            groups.append(group)
+        group.append(cell)
+    return groups
+
+
 def choose(name: str, choices: Iterable[str], wanted: str) -> str:
     """Refuses what is not there, and names the nearest.
 

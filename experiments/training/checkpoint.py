@@ -137,16 +137,15 @@ class Checkpointer:
                 f"{stands}."
             ) from error
 
-    def restore(self, template: TrainState) -> Restored | None:
+    def restore(self, abstract: PyTree) -> Restored | None:
         """Restores the newest checkpoint that is whole.
 
         Args:
-            template: A state of this run, for its structure, shapes and sharding.
+            abstract: The structure, shapes and sharding of the form that is saved.
 
         Returns:
             What it holds; None if there is none.
         """
-        abstract = jax.tree.map(_abstract, self._to_saved(template))
         for step in self._newest_first():
             try:
                 saved, notes = self._read(step, abstract)
@@ -206,10 +205,3 @@ class Checkpointer:
         """Waits for what is being written and closes."""
         self.wait()
         self._manager.close()
-
-
-def _abstract(leaf: Any) -> Any:
-    # A NumPy template gives NumPy back, whatever devices saved it.
-    if isinstance(leaf, np.ndarray):
-        return np.zeros(leaf.shape, leaf.dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

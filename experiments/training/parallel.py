@@ -33,6 +33,7 @@ class Parallel(NamedTuple):
         axis_name: The axis that a step averages over; None where it sees whole batches.
         put_state: Places a state of NumPy or device arrays.
         to_saved: Gives a placed state in a form that Orbax saves.
+        saved_like: () -> what tells Orbax to restore that form.
         put_data: Places arrays whole on every device.
         put_chunk: Places this process's share of a chunk of batches.
         train: Compiles (state, data, chunk) -> (state, metrics); donates the state.
@@ -42,13 +43,14 @@ class Parallel(NamedTuple):
     axis_name: str | None
     put_state: Callable[[PyTree], TrainState]
     to_saved: Callable[[TrainState], PyTree]
+    saved_like: Callable[[], PyTree]
     put_data: Callable[[PyTree], PyTree]
     put_chunk: Callable[[Mapping[str, np.ndarray]], PyTree]
     train: Callable[[Callable[..., Any]], Callable[..., Any]]
     evaluate: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _pmapped() -> Parallel:
+def _pmapped(abstract_state: TrainState) -> Parallel:
     devices = jax.local_device_count()
     # Placed on all local devices at once, or each call would copy it there again.
     everywhere = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), P())
@@ -68,6 +70,10 @@ def _pmapped() -> Parallel:
         axis_name=AXIS,
         put_state=put,
         to_saved=lambda state: jax.tree.map(np.asarray, jax.device_get(state)),
+        # NumPy gives NumPy back, whatever devices saved it.
+        saved_like=lambda: jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state
+        ),
         put_data=put,
         put_chunk=put_chunk,
         train=lambda function: jax.pmap(
@@ -118,6 +124,11 @@ def _over_mesh(abstract_state: TrainState, shard_state: bool) -> Parallel:
         axis_name=None,
         put_state=lambda state: put(state, shardings),
         to_saved=lambda state: state,
+        saved_like=lambda: jax.tree.map(
+            lambda leaf, sharding: leaf.update(sharding=sharding),
+            abstract_state,
+            shardings,
+        ),
         put_data=lambda tree: put(tree, jax.tree.map(lambda _: replicated, tree)),
         put_chunk=put_chunk,
         train=lambda function: jax.jit(
@@ -147,4 +158,6 @@ def make_parallel(
         raise ValueError(f"parallel must be one of {MODES}; got {mode!r}.")
     if mode == "pmap" and shard_state:
         raise ValueError('shard_state must be False with parallel="pmap"; got True.')
-    return _pmapped() if mode == "pmap" else _over_mesh(abstract_state, shard_state)
+    if mode == "pmap":
+        return _pmapped(abstract_state)
+    return _over_mesh(abstract_state, shard_state)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 import sparsejax as sj
 from experiments.record.metrics import MetricWriter
-from experiments.record.progress import Progress
 from experiments.training.measures import Measures, named
 from experiments.training.run import Run
 from experiments.training.state import TrainState, checksum
@@ -62,78 +61,99 @@ def layer_table(run: Run, state: TrainState) -> list[dict[str, Any]]:
     ]
 
 
-class Recorder:
-    """Gathers metrics on the devices and writes them down now and then."""
+class Clock:
+    """Times training alone: not compiling, evaluating or saving."""
 
-    def __init__(
-        self, run: Run, writer: MetricWriter, progress: Progress, state: TrainState
-    ) -> None:
+    def __init__(self) -> None:
+        """Makes a clock that runs from the first `start` on."""
+        self._since = math.nan
+        self._steps, self._seconds = 0, 0.0
+
+    def start(self) -> None:
+        """Times from now on, after something else than training."""
+        self._since = time.monotonic()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out what was not training since the last `start` or `lap`.
+
+        Args:
+            seconds: How long it took.
+        """
+        self._since += seconds
+
+    def lap(self, steps: int) -> float:
+        """Takes the time of some steps that are through, and starts anew.
+
+        Args:
+            steps: How many since the last `start` or `lap`.
+
+        Returns:
+            Steps a second; NaN if it is not known.
+        """
+        seconds = time.monotonic() - self._since
+        self.start()
+        if not math.isfinite(seconds):
+            return math.nan
+        self._steps += steps
+        self._seconds += seconds
+        return steps / seconds
+
+    def speed(self) -> float:
+        """Gives the mean over all laps, in steps a second; NaN if it is not known."""
+        return self._steps / self._seconds if self._seconds else math.nan
+
+
+class Written(NamedTuple):
+    """What a recorder has written down.
+
+    Attributes:
+        means: The loss and the accuracy, means over its steps.
+        changed: Whether the topology was updated in one of them, or an update left out.
+    """
+
+    means: dict[str, float]
+    changed: bool
+
+
+class Recorder:
+    """Gathers metrics of a run on the devices and writes them down now and then."""
+
+    def __init__(self, run: Run, writer: MetricWriter, state: TrainState) -> None:
         """Starts with nothing gathered.
 
         Args:
             run: The run.
             writer: Where to write.
-            progress: The line that people watch.
             state: The state that training starts from.
         """
-        self._run, self._writer, self._progress = run, writer, progress
+        self._run, self._writer = run, writer
         self._waiting: list[PyTree] = []
         self._measures: dict[int, Measures] = {}
         self._masks = jax.eval_shape(lambda: sj.get_masks(state.opt_state))
         self._events = _events(state)
-        self._since = math.nan  # until the first chunk is through: it compiles
-        self._examples, self._seconds = 0, 0.0
-        self._compiled: set[bool] = set()
-
-    def take(
-        self, may_update: bool, state: TrainState, chunk: PyTree
-    ) -> tuple[TrainState, PyTree]:
-        """Takes the steps of a chunk; compiling a program is not timed as training.
-
-        Args:
-            may_update: Which of the two programs; see `Chunk`.
-            state: The state, given up.
-            chunk: Batches.
-
-        Returns:
-            The next state, and metrics for `add`.
-        """
-        train, data = self._run.train[may_update], self._run.feed.data
-        if may_update in self._compiled:
-            return train(state, data, chunk)
-        self._compiled.add(may_update)
-        jax.block_until_ready(state)  # or steps would run while nothing counts
-        start = time.monotonic()
-        taken = train(state, data, chunk)
-        self._since += time.monotonic() - start
-        return taken
 
     def add(self, step: int, metrics: PyTree, measured: bool) -> None:
         """Takes the metrics of a chunk, without waiting for it.
 
         Args:
             step: Where the chunk ends.
-            metrics: What `take` gave.
+            metrics: Those of its steps, as the compiled step gives them.
             measured: Whether the topology was measured at that step.
         """
         measures = metrics.pop("measures", None)
         if measured:
             self._measures[step] = measures
         self._waiting.append(metrics)
-        self._progress.update(step)
 
-    def write(self, step: int, state: TrainState) -> None:
-        """Writes down what has come since the last time.
+    def write(self, step: int) -> Written:
+        """Writes down what has come since the last time; waits for it.
 
         Args:
-            step: The step of the last `add`.
-            state: The state after it.
+            step: The step of the last `add`, since the last of which there was one.
 
-        Raises:
-            RuntimeError: If processes have come to different masks.
+        Returns:
+            What people watch, and whether the topology has changed.
         """
-        if not self._waiting:
-            return
         chunks, measures = jax.device_get((self._waiting, self._measures))
         self._waiting, self._measures = [], {}
         columns = jax.tree.map(lambda *x: np.concatenate(x), *chunks)
@@ -146,29 +166,10 @@ class Recorder:
             figures = sj.TopologyFigures._fields if at - first in new else ()
             line = {name: columns[name][at - first] for name in figures}
             self._writer.write(at, line | self._named(found), "topology")
-        if new.size:
-            check_same_masks(state, step)
         means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
         rate = float(self._run.schedule(step - 1))
         self._writer.write(step, means | {"learning_rate": rate}, "train")
-        self._progress.update(step, means)
-        self._measure(step, len(columns["loss"]) * self._run.config.batch_size)
-
-    def _measure(self, step: int, examples: int) -> None:
-        seconds = time.monotonic() - self._since
-        if math.isfinite(seconds):
-            self._examples += examples
-            self._seconds += seconds
-            self._writer.watch(step, "train/examples_per_second", examples / seconds)
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Measures the speed from now on, after something else than training."""
-        self._since = time.monotonic()
-
-    def speed(self) -> float:
-        """Gives the mean speed so far in examples a second, NaN if it is not known."""
-        return self._examples / self._seconds if self._seconds else math.nan
+        return Written(means, bool(new.size))
 
     def write_first_layers(self, state: TrainState) -> None:
         """Writes the density of each layer before the first step.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,12 @@ class Run:
         dataset: The data.
         parallel: How states and batches are placed.
         feed: Where training batches come from.
+        first_state: () -> the state at step 0, pruned if the method does that before
+            training.
         image_size: Side of the images that the model sees.
-        train: The compiled step over a chunk, by whether the topology may change.
+        steps: (state, batch) -> (state, metrics), by whether the topology may change;
+            the same function for all seeds.
+        train: The compiled step over a chunk, alike.
         is_update_step: A function of steps: where the topology changes.
         evaluate: The compiled evaluation of a chunk.
         schedule: step -> learning rate.
@@ -49,16 +53,26 @@ class Run:
     dataset: Dataset
     parallel: Parallel
     feed: Feed
+    first_state: Callable[[], TrainState]
     image_size: int
-    train: Any  # by whether the topology may change
+    steps: Any  # by whether the topology may change
+    train: Any  # alike
     is_update_step: Any
     evaluate: Any
     schedule: Any
     layer_counts: Any
 
 
-def _over_steps(step: Any, fetch: Any) -> Any:
-    """Makes a step take a chunk of batches; a chunk of one is not scanned."""
+def over_chunk(step: Any, fetch: Any) -> Any:
+    """Makes a step take a chunk of batches; a chunk of one is not scanned.
+
+    Args:
+        step: A function (state, batch) -> (state, metrics).
+        fetch: A function (data, item) -> the batch of a step.
+
+    Returns:
+        A function (state, data, items of some steps) -> (state, metrics of them).
+    """
 
     def run(
         state: TrainState, data: PyTree, chunk: PyTree
@@ -96,26 +110,14 @@ def _with_figures(train_step: Any) -> Any:
     return step
 
 
-class Start(NamedTuple):
-    """How a run gets its first state.
-
-    Attributes:
-        masks: () -> the masks of a method that prunes before training; None of others.
-        state: masks, or None for the method's own -> the state.
-    """
-
-    masks: Callable[[], PyTree]
-    state: Callable[[PyTree], TrainState]
-
-
-def prepare_run(config: ConfigDict) -> tuple[Run, Start]:
+def prepare_run(config: ConfigDict) -> Run:
     """Checks the configuration and the data; compiles nothing.
 
     Args:
         config: The experiment; see `experiments.configs.common.base_config`.
 
     Returns:
-        The run, and how it gets its first state.
+        The run.
 
     Raises:
         ValueError: If something does not fit, in one sentence.
@@ -151,13 +153,14 @@ def prepare_run(config: ConfigDict) -> tuple[Run, Start]:
     side = config.image_size or dataset.image_shape[0]
     shape = (side, side, dataset.image_shape[-1])
 
-    def masks() -> PyTree:
-        if config.method not in before_training.LABELS:
-            return None
-        return first_masks(config, make_model(), dataset, shape)
-
     def create(masks: PyTree) -> TrainState:
         return create_state(model, optimizer, shape, config.seed, masks)
+
+    def first_state() -> TrainState:
+        masks = None
+        if config.method in before_training.LABELS:
+            masks = first_masks(config, make_model(), dataset, shape)
+        return parallel.put_state(create(masks))
 
     parallel = make_parallel(
         config.parallel, jax.eval_shape(lambda: create(None)), config.shard_state
@@ -167,7 +170,7 @@ def prepare_run(config: ConfigDict) -> tuple[Run, Start]:
     def measured(step: Any) -> Any:
         return is_measured(step, plan, tx.is_update_step)
 
-    def train(may_update: bool) -> Any:
+    def step(may_update: bool) -> Any:
         train_step = make_train_step(
             model,
             tx,
@@ -177,17 +180,23 @@ def prepare_run(config: ConfigDict) -> tuple[Run, Start]:
             may_update=may_update,
             is_measured=measured if may_update else None,
         )
-        return parallel.train(_over_steps(_with_figures(train_step), feed.fetch))
+        return _with_figures(train_step)
 
+    steps = {may_update: step(may_update) for may_update in (False, True)}
     eval_step = make_eval_step(model, axis_name=parallel.axis_name)
-    run = Run(
+    return Run(
         config=config,
         plan=plan,
         dataset=dataset,
         parallel=parallel,
         feed=feed,
+        first_state=first_state,
         image_size=side,
-        train={may_update: train(may_update) for may_update in (False, True)},
+        steps=steps,
+        train={
+            may_update: parallel.train(over_chunk(step, feed.fetch))
+            for may_update, step in steps.items()
+        },
         is_update_step=tx.is_update_step,
         evaluate=parallel.evaluate(_of_chunk(eval_step, feed)),
         schedule=schedule,
@@ -195,4 +204,3 @@ def prepare_run(config: ConfigDict) -> tuple[Run, Start]:
             lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
         ),
     )
-    return run, Start(masks, lambda masks: parallel.put_state(create(masks)))
