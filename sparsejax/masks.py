@@ -242,11 +242,15 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(zero, masks, params, is_leaf=is_left_dense)
 
 
+_INTEGER_OF_SIZE = {1: jnp.int8, 2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
 def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
     """Takes a leaf's values where its mask is True, and others elsewhere.
 
-    It is `jnp.where` for one dtype, without the function of its own that this is to
-    trace and lower: for some hundred leaves that is a tenth of a second.
+    It is `jnp.where`, of floats by their bits: XLA's CPU backend makes faster code of
+    that than of a choice by a byte a weight. In `jax.lax` alone, as `jax.numpy` takes a
+    tenth of a second to trace for some hundred leaves.
 
     Args:
         mask: A bool array.
@@ -260,12 +264,22 @@ def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
         >>> choose(jnp.array([True, False]), jnp.array([1.0, 2.0]), -1).tolist()
         [1.0, -1.0]
     """
-    active = jnp.asarray(active)
+    active, mask = jnp.asarray(active), jnp.asarray(mask)
     if jnp.ndim(inactive):
         other = jnp.asarray(inactive, active.dtype)
     else:
         other = jax.lax.full_like(active, inactive)
-    return jax.lax.select(jnp.asarray(mask), active, other)
+    if not jnp.issubdtype(active.dtype, jnp.floating):
+        return jax.lax.select(mask, active, other)
+    integer = _INTEGER_OF_SIZE[active.dtype.itemsize]
+    on, off = (jax.lax.bitcast_convert_type(x, integer) for x in (active, other))
+    # All bits are 1 where the mask is True, and all are 0 elsewhere.
+    every = jax.lax.neg(jax.lax.convert_element_type(mask, integer))
+    chosen = jax.lax.bitwise_or(
+        jax.lax.bitwise_and(on, every),
+        jax.lax.bitwise_and(off, jax.lax.bitwise_not(every)),
+    )
+    return jax.lax.bitcast_convert_type(chosen, active.dtype)
 
 
 def count_active(masks: PyTree, scope: str = "global") -> Any:

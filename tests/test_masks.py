@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsejax as sj
+from sparsejax.masks import choose
 
 moderate = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -173,6 +174,19 @@ def test_apply_masks_twice_changes_nothing_more():
     once = sj.apply_masks(params, masks)
     twice = sj.apply_masks(once, masks)
     jax.tree.map(np.testing.assert_array_equal, once, twice)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "bool"])
+def test_choose_is_where_to_the_bit(dtype):
+    values = jnp.array([np.nan, np.inf, -0.0, 0.0, 1.5, -2.0, -np.inf, 1e-40])
+    active = values.astype(dtype)
+    others = active[::-1], jnp.zeros([], dtype), False if dtype == "bool" else -1
+    for mask in jnp.arange(8) % 2 == 0, jnp.arange(8) % 3 == 0, jnp.zeros(8, bool):
+        for inactive in others:
+            result = choose(mask, active, inactive)
+            expected = jnp.where(mask, active, inactive)
+            assert result.dtype == expected.dtype == dtype
+            assert np.asarray(result).tobytes() == np.asarray(expected).tobytes()
 
 
 # Counting.

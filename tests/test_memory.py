@@ -152,14 +152,15 @@ def test_means_of_narrow_gradients_are_kept_in_float32(method):
 
 
 @pytest.mark.parametrize("method", WITH_MEMORY)
-def test_nothing_wider_than_a_byte_a_weight_comes_out_of_the_conditional(method):
+def test_nothing_but_masks_and_scalars_comes_out_of_the_conditional(method):
     tx = WITH_MEMORY[method](inner=optax.adam(0.1))
     params, opt_state = sj.init_sparse(tx, make_params())
     program = jax.make_jaxpr(tx.update)(params, opt_state, params)
     conditionals = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "cond"]
     outputs = [out.aval for eqn in conditionals for out in eqn.outvars]
-    assert sum(out.dtype == jnp.uint8 for out in outputs) == len(KEYS)
-    assert all(out.dtype == jnp.uint8 or out.size == 1 for out in outputs)
+    # What is kept and what is active.
+    assert sum(out.dtype == bool for out in outputs) == 2 * len(KEYS)
+    assert all(out.dtype == bool or out.size == 1 for out in outputs)
 
 
 STACKED = [("blocks", sj.LayerRule(stacked=True))]
