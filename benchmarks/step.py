@@ -23,6 +23,8 @@ from experiments.models import create_model
 from experiments.training.state import create_state
 from experiments.training.steps import make_train_step
 
+BLOCK = 5  # steps of one kind at a time, as in training
+
 
 class Measured:
     """A compiled training step and what was measured of it."""
@@ -107,16 +109,17 @@ def main() -> None:
         ),
         "GraNet, with updates": Measured(model, granet, start, batch),
     }
-    order = list(measured.values())
-    for _ in range(options.repeats + 1):
-        for found in order:
-            found.run(batch)
-        order = [*order[1:], order[0]]  # what runs first finds memory as no other does
+    for _ in range(-(-options.repeats // BLOCK)):
+        for found in measured.values():
+            found.run(batch)  # not counted: it finds memory as another step left it
+            found.seconds.pop()
+            for _ in range(BLOCK):
+                found.run(batch)
     dense = measured["dense"]
-    base = statistics.median(dense.seconds[1:])
+    base = statistics.median(dense.seconds)
     print(f"{'':24} {'s':>7} {'x':>6} {'MB temp':>8} {'s compile':>9} {'x':>6}")
     for name, found in measured.items():
-        seconds = statistics.median(found.seconds[1:])
+        seconds = statistics.median(found.seconds)
         print(
             f"{name:24} {seconds:7.3f} {seconds / base:6.3f} "
             f"{found.temporary / 1e6:8.1f} {found.compile_seconds:9.2f} "
