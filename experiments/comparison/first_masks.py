@@ -66,9 +66,10 @@ def masks_of_runs(
             rounds=config.initialization_rounds,
         )
 
+    each_run: Sequence[tuple[Any, int]] = pairs
     if name == "synflow":  # sees no data: compiled once for all runs
         masks = jax.jit(masks, static_argnums=2)
-        pairs = [(jnp.float32(sparsity), 0) for sparsity, _ in pairs]
+        each_run = [(jnp.float32(sparsity), 0) for sparsity, _ in pairs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sj.EmptyLayerWarning)
-        return [masks(each, *pair) for each, pair in zip(params, pairs)]
+        return [masks(own, *pair) for own, pair in zip(params, each_run)]
