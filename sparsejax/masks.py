@@ -242,9 +242,6 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     return jax.tree.map(zero, masks, params, is_leaf=is_left_dense)
 
 
-_INTEGER_OF_SIZE = {1: jnp.int8, 2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
-
-
 def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
     """Takes a leaf's values where its mask is True, and others elsewhere.
 
@@ -271,7 +268,7 @@ def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
         other = jax.lax.full_like(active, inactive)
     if not jnp.issubdtype(active.dtype, jnp.floating):
         return jax.lax.select(mask, active, other)
-    integer = _INTEGER_OF_SIZE[active.dtype.itemsize]
+    integer = f"int{8 * active.dtype.itemsize}"
     on, off = (jax.lax.bitcast_convert_type(x, integer) for x in (active, other))
     # All bits are 1 where the mask is True, and all are 0 elsewhere.
     every = jax.lax.neg(jax.lax.convert_element_type(mask, integer))

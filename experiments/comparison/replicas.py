@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 import sparsejax as sj
+from experiments.training.state import mapped_fields
 
 PyTree = Any
 
@@ -47,13 +48,7 @@ class State(NamedTuple):
     opt_state: PyTree
 
 
-# All runs are at the same step. Kept off the vmapped axis, the counter leaves the
-# transform's lax.cond a branch, and ordinary steps pay nothing for topology updates; a
-# batched one would turn it into a select of both sides, at every step.
-_STATE_AXES = State(
-    params=0,
-    opt_state=sj.SparsifyState(None, 0, 0, 0, 0, 0),  # type: ignore[arg-type]
-)
+_STATE_AXES = State(params=0, opt_state=mapped_fields(sj.SparsifyState))
 
 MakeTransform = Callable[[Replica], optax.GradientTransformationExtraArgs]
 Start = Callable[[Replica, PyTree], State]

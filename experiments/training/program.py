@@ -16,20 +16,11 @@ import jax.numpy as jnp
 import sparsejax as sj
 from experiments.training.recorder import Clock
 from experiments.training.run import Run, over_chunk
-from experiments.training.state import TrainState
+from experiments.training.state import TrainState, mapped_fields
 
 PyTree = Any
 
-# All runs are at the same step. Kept off the mapped axis, the counters leave the
-# conditionals of topology updates and measures a branch: with a batched one, both sides
-# would be computed at every step.
-_AXES = TrainState(
-    step=None,  # type: ignore[arg-type]
-    params=0,
-    batch_stats=0,
-    opt_state=sj.SparsifyState(None, 0, 0, 0, 0, 0),  # type: ignore[arg-type]
-    explored=0,
-)
+_AXES = mapped_fields(TrainState)._replace(opt_state=mapped_fields(sj.SparsifyState))
 
 
 class Program(NamedTuple):

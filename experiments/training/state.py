@@ -32,6 +32,25 @@ class TrainState(NamedTuple):
     explored: PyTree
 
 
+def mapped_fields(state: Any) -> Any:
+    """Gives the axes by which states that are at the same step are stacked.
+
+    The step is kept off the mapped axis, so that a conditional on it stays a branch: by
+    a batched one, both sides would be computed at every step.
+
+    Args:
+        state: A type of named tuples with a field `step`.
+
+    Returns:
+        One of them, for `jax.vmap`: None for the step, 0 for all else.
+
+    Example:
+        >>> mapped_fields(TrainState).step, mapped_fields(TrainState).params
+        (None, 0)
+    """
+    return state._make(None if name == "step" else 0 for name in state._fields)
+
+
 def first_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> Any:
     """Draws the first weights.
 
