@@ -2,70 +2,44 @@
 
     python -m benchmarks.growth --sizes 1e6 4e6 16e6 64e6 200e6 --figure=growth.png
 
-GraNet's update alone, a global prune and an exchange by layer, on eight layers of
-float32 weights. A cost that is linear has the same nanoseconds a weight at all sizes.
+GraNet's update with SGD, on eight layers of float32 weights: a global prune, then a
+drop and growth in each layer. A cost that is linear has the same nanoseconds a weight
+at all sizes.
 """
 
 import argparse
-import statistics
-import time
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-import sparsejax as sj
-from benchmarks.timing import machine
-from sparsejax.scores import rank_of_magnitude
+from benchmarks.cases import RECIPES, granet, optimizer_step
+from benchmarks.timing import Measured, alternate, machine
 
-PyTree = Any
 LAYERS, COLUMNS = 8, 4096
 
 
-@jax.jit
-def update(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
-    """Prunes to 90 % and exchanges three tenths of each layer.
-
-    Args:
-        params: The weights.
-        grads: Their gradients.
-        masks: Dense masks.
-
-    Returns:
-        The new masks.
-    """
-    pruned = sj.prune_magnitude(params, masks, sparsity=0.9)
-    return sj.exchange(params, grads, pruned, 0.3, key=rank_of_magnitude).masks
-
-
-def seconds_of(size: int, repeats: int) -> tuple[int, float]:
+def measure(size: int, repeats: int) -> tuple[int, float]:
     """Times the update.
 
     Args:
         size: About how many weights.
-        repeats: How many times it is timed.
+        repeats: How many times it is timed, at least.
 
     Returns:
         The number of weights and the median seconds.
     """
-    rows = max(1, size // (LAYERS * COLUMNS))
+    shape = max(1, size // (LAYERS * COLUMNS)), COLUMNS
     draw = np.random.default_rng(0)
-
-    def tree() -> PyTree:
-        shape = (rows, COLUMNS)
-        layers = (draw.standard_normal(shape, np.float32) for _ in range(LAYERS))
-        return [jnp.asarray(layer) for layer in layers]
-
-    params, grads = tree(), tree()
-    masks = sj.dense_masks(params)
-    jax.block_until_ready(update(params, grads, masks))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(update(params, grads, masks))
-        times.append(time.perf_counter() - start)
-    return sj.count_prunable(masks), statistics.median(times)
+    params, grads = (
+        [jnp.asarray(draw.standard_normal(shape, np.float32)) for _ in range(LAYERS)]
+        for _ in range(2)
+    )
+    tx = granet(RECIPES["sgd"](), interval=1)
+    step = optimizer_step(tx, update_topology=True)
+    update = Measured(step, (params, tx.init(params)))
+    update.compile(grads)
+    alternate([update], grads, repeats=repeats)
+    return sum(leaf.size for leaf in params), update.seconds
 
 
 def main() -> None:
@@ -81,7 +55,7 @@ def main() -> None:
     print(f"{'weights':>14} {'s':>9} {'ns a weight':>12}")
     found = []
     for size in options.sizes:
-        weights, seconds = seconds_of(int(size), options.repeats)
+        weights, seconds = measure(int(size), options.repeats)
         found.append((weights, seconds))
         print(f"{weights:14,} {seconds:9.4f} {seconds / weights * 1e9:12.2f}")
     if options.figure:

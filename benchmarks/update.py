@@ -1,236 +1,151 @@
-"""The optimizer step alone: dense, and wrapped with GraNet, over ResNet-50's weights.
+"""The optimizer step alone: dense, and wrapped with GraNet.
 
     python -m benchmarks.update --repeats=10
+    python -m benchmarks.update --devices --trees resnet50 --repeats=4
 
-Prints the seconds of an ordinary step and of a topology update, the temporary memory
-that the compiled step needs and the time to compile it, each beside those of the plain
-optimizer in the same run. The units of an update are one read of weights and gradients,
-a sum of each, and one counting pass over them, how many are above a number: what
-selection is made of.
-`--jaxpruner` adds what JaxPruner takes, where it is installed.
+Over ResNet-50's 54 tensors and over the blocks of GPT-2 small, with SGD and with AdamW,
+buffers donated. Prints the seconds of an ordinary step and of a topology update, each
+compiled separately (`update_topology=False` and `True`) and decided as it runs; the
+temporary memory that the compiled step needs; and the time to trace, lower and compile
+it. Each is beside the plain optimizer in the same run, and beside one read of weights
+and gradients, a sum of each, and one counting pass over them, how many are above a
+number: what selection is made of. Time is by the clock, and that of all cores added up,
+which says more on a machine that is shared.
+
+`--devices` prints instead what an update costs on one device and on several, see
+`benchmarks.devices`. `--jaxpruner` adds what JaxPruner takes, where it is installed.
 """
 
 import argparse
-import statistics
-import time
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import sparsejax as sj
+from benchmarks import devices
+from benchmarks.cases import RECIPES, TREES, draw_tree, granet, optimizer_step
 from benchmarks.peers import jaxpruner
-from benchmarks.timing import COMPILES, machine
-from experiments.models import create_model
+from benchmarks.timing import COMPILES, Measured, alternate, machine
 
 PyTree = Any
-After = Callable[[PyTree, PyTree], PyTree]
+Rows = dict[str, Measured]
+UPDATE = 1  # an interval at which all steps but the first are topology updates
+FIRST_STEP = 1101  # none of the next 98 steps looks for weights outside the masks
+INTERVALS = {"ordinary step": 10**4, "topology update": UPDATE}
 
 
-def resnet50_params(scale: float, seed: int) -> PyTree:
-    """Draws weights of the shapes of ImageNet's ResNet-50, those that are pruned.
+def _sparse(
+    recipe: str, interval: int, params: PyTree, packed: bool = False, **options: Any
+) -> Measured:
+    """The step of GraNet around a recipe."""
+    tx = granet(RECIPES[recipe](), interval)
+    tx = sj.with_packed_masks(tx) if packed else tx
+    opt_state = optax.tree.set(tx.init(params), step=jnp.int32(FIRST_STEP))
+    return Measured(optimizer_step(tx, **options), (params, opt_state))
 
-    Args:
-        scale: The number of weights, in relation to ResNet-50's: outputs are scaled.
-        seed: Seed of the values.
 
-    Returns:
-        float32 kernels by their paths.
-    """
-    model = create_model("resnet50", 1000)
-    images = jnp.zeros((1, 224, 224, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+def _rows(recipe: str, params: PyTree) -> Rows:
+    """What is measured of one recipe, the dense step first."""
+    dense = RECIPES[recipe]()
+    rows = {"dense": Measured(optimizer_step(dense), (params, dense.init(params)))}
+    for name, interval in INTERVALS.items():
+        measured = functools.partial(_sparse, recipe, interval, params)
+        separate = {"update_topology": interval == UPDATE}
+        rows[f"{name}, decided as it runs"] = measured()
+        rows[f"{name}, compiled separately"] = measured(**separate)
+        rows[f"{name}, separately, 1-bit masks"] = measured(packed=True, **separate)
+    return rows
 
-    draw = np.random.default_rng(seed)
 
-    def values(leaf: Any) -> jax.Array:
-        *inputs, outputs = leaf.shape
-        shape = (*inputs, max(1, round(outputs * scale)))
-        return jnp.asarray(draw.standard_normal(shape, np.float32))
+def _passes(params: PyTree) -> Rows:
+    """What an update is compared with: a number of each array."""
 
-    leaves = jax.tree.leaves_with_path(shapes["params"])
+    def taking(number: Callable[[jax.Array], jax.Array]) -> Measured:
+        step = lambda params, grads: (params, jax.tree.map(number, (params, grads)))
+        return Measured(step, params)
+
     return {
-        jax.tree_util.keystr(p): values(leaf) for p, leaf in leaves if leaf.ndim > 1
+        "one read of weights and gradients": taking(jnp.sum),
+        "one counting pass over them": taking(
+            lambda x: jnp.sum(x > 1.0, dtype=jnp.int32)
+        ),
     }
 
 
-def keep(params: PyTree, opt_state: PyTree) -> PyTree:
-    """Leaves parameters as a step has left them.
-
-    Args:
-        params: Any.
-        opt_state: Any.
-
-    Returns:
-        The parameters.
-    """
-    del opt_state
-    return params
-
-
-def steps(tx: optax.GradientTransformation, after: After = keep, **options: Any) -> Any:
-    """Makes an optimizer step that may write over its arguments.
-
-    Args:
-        tx: The optimizer.
-        after: What is done with (params, opt_state) after each step.
-        **options: Extra arguments of its update.
-
-    Returns:
-        (params, opt_state, grads) -> (params, opt_state), jitted.
-    """
-
-    def step(params: PyTree, opt_state: PyTree, grads: PyTree) -> Any:
-        updates, opt_state = tx.update(grads, opt_state, params, **options)
-        return after(optax.apply_updates(params, updates), opt_state), opt_state
-
-    return jax.jit(step, donate_argnums=(0, 1))
+def _jaxpruner_rows(recipe: str, params: PyTree) -> Rows:
+    """What JaxPruner takes, or nothing where it is not installed."""
+    rows = {}
+    # Its first step updates too, and is not counted.
+    for name, interval in INTERVALS.items():
+        for method in "RigL", "MagnitudePruning":
+            peer = jaxpruner(method, RECIPES[recipe](), interval)
+            if peer is not None:
+                tx, after = peer
+                step = optimizer_step(tx, after)
+                rows[f"JaxPruner {method}, {name}"] = Measured(
+                    step, (params, tx.init(params))
+                )
+    return rows
 
 
-WARM_UP = 2  # runs of each that are not counted
-
-
-def median(seconds: list[float]) -> float:
-    """Gives the median of what was timed after the runs that are not counted.
-
-    Args:
-        seconds: The time of each run.
-
-    Returns:
-        The median.
-    """
-    return statistics.median(seconds[WARM_UP:])
-
-
-class Unit:
-    """What an update is compared with: a number of each array."""
-
-    def __init__(self, function: Callable[[jax.Array], jax.Array]) -> None:
-        """Compiles nothing yet.
-
-        Args:
-            function: Gives the number.
-        """
-        self.seconds: list[float] = []
-        self._run = jax.jit(lambda *trees: jax.tree.map(function, trees))
-
-    def run(self, *trees: PyTree) -> None:
-        """Takes and times one pass."""
-        start = time.perf_counter()
-        jax.block_until_ready(self._run(*trees))
-        self.seconds.append(time.perf_counter() - start)
-
-
-class Figures:
-    """What was measured of one optimizer."""
-
-    def __init__(
-        self,
-        tx: optax.GradientTransformation,
-        params: PyTree,
-        after: After = keep,
-        **options: Any,
-    ) -> None:
-        """Compiles the step, and makes a state of its own to run it on.
-
-        Args:
-            tx: The optimizer.
-            params: Parameters of any values.
-            after: What is done with (params, opt_state) after each step.
-            **options: Extra arguments of its update.
-        """
-        # Copies, as a step may write over them and states may share a buffer.
-        self.params = jax.tree.map(jnp.copy, params)
-        self.opt_state = jax.tree.map(jnp.copy, tx.init(self.params))
-        times = []
-        for _ in range(COMPILES):
-            jax.clear_caches()  # also of what is traced on the way
-            start = time.perf_counter()
-            step = steps(tx, after, **options)
-            self.step = step.lower(self.params, self.opt_state, params).compile()
-            times.append(time.perf_counter() - start)
-        self.compile_seconds = statistics.median(times)
-        self.temporary = self.step.memory_analysis().temp_size_in_bytes
-        self.seconds: list[float] = []
-
-    def run(self, grads: PyTree) -> None:
-        """Takes and times one step."""
-        start = time.perf_counter()
-        self.params, self.opt_state = self.step(self.params, self.opt_state, grads)
-        jax.block_until_ready(self.params)
-        self.seconds.append(time.perf_counter() - start)
+def _print_table(tree: str, recipe: str, options: argparse.Namespace) -> None:
+    """Measures one recipe on one tree and prints a row for each step."""
+    params, grads = (draw_tree(tree, options.scale, seed) for seed in (0, 1))
+    rows = _rows(recipe, params) | _passes(params)
+    if options.jaxpruner:
+        rows |= _jaxpruner_rows(recipe, params)
+    for _ in range(options.compiles):
+        for row in rows.values():
+            row.compile(grads)
+    alternate(list(rows.values()), grads, repeats=options.repeats)
+    masks = sj.get_masks(granet(RECIPES[recipe](), UPDATE).init(params))
+    weights = sj.count_prunable(masks)
+    dense = rows["dense"]
+    print(
+        f"\n{tree}, {recipe}: {weights:,} prunable float32 weights, "
+        f"{weights * 4 / 1e6:.0f} MB, in {len(jax.tree.leaves(masks))} tensors"
+    )
+    print(
+        f"{'':43} {'s':>8} {'x dense':>8} {'CPU s':>8} {'x dense':>8} "
+        f"{'MB temp':>8} {'x weights':>9} "
+        f"{'CPU s compile':>13} {'s compile':>9} {'kernels':>7}"
+    )
+    for name, row in rows.items():
+        print(
+            f"{name:43} {row.seconds:8.4f} {row.seconds / dense.seconds:8.2f} "
+            f"{row.cpu_seconds:8.4f} {row.cpu_seconds / dense.cpu_seconds:8.2f} "
+            f"{row.temporary / 1e6:8.1f} {row.temporary / weights / 4:9.2f} "
+            f"{row.compile_cpu_seconds:13.2f} {row.compile_seconds:9.2f} "
+            f"{row.kernels:7}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measures and prints the tables."""
     parser = argparse.ArgumentParser(description="Time the wrapped optimizer's step.")
+    parser.add_argument("--trees", choices=TREES, nargs="+", default=list(TREES))
+    parser.add_argument("--recipes", choices=RECIPES, nargs="+", default=list(RECIPES))
     parser.add_argument("--scale", type=float, default=1.0, help="of the widths")
     parser.add_argument("--repeats", type=int, default=10, help="timed runs of each")
+    parser.add_argument("--compiles", type=int, default=COMPILES, help="of each")
+    parser.add_argument("--devices", action="store_true", help="one and several")
     parser.add_argument("--jaxpruner", action="store_true", help="time it as well")
     options = parser.parse_args()
-    params = resnet50_params(options.scale, seed=0)
-    grads = resnet50_params(options.scale, seed=1)
-    weights = sum(leaf.size for leaf in params.values())
-    print(f"{weights:,} prunable weights; {machine()}")
-
-    def sgd() -> optax.GradientTransformation:
-        return optax.sgd(1e-6, momentum=0.9, nesterov=True)
-
-    def granet(interval: int) -> optax.GradientTransformation:
-        return sj.granet_transform(
-            sgd(), total_steps=10**6, end_step=10**5, update_interval=interval
-        )
-
-    # An interval of 1 makes every step but the first a topology update.
-    measured = {
-        "optax.sgd": Figures(sgd(), params),
-        "ordinary step": Figures(granet(10**4), params),
-        "ordinary step, apart": Figures(granet(10**4), params, update_topology=False),
-        "ordinary step, apart, 1 bit": Figures(
-            sj.with_packed_masks(granet(10**4)), params, update_topology=False
-        ),
-        "topology update": Figures(granet(1), params),
-        "topology update, apart": Figures(granet(1), params, update_topology=True),
-        "topology update, apart, 1 bit": Figures(
-            sj.with_packed_masks(granet(1)), params, update_topology=True
-        ),
-    }
-    if options.jaxpruner:
-        # Its first step updates too: an ordinary one is timed from the third on.
-        for name, interval in ("ordinary step", 10**4), ("topology update", 1):
-            for method in "RigL", "MagnitudePruning":
-                peer = jaxpruner(method, sgd(), interval)
-                if peer is None:
-                    parser.error("JaxPruner is not installed: see benchmarks/peers.py.")
-                tx, after = peer
-                measured[f"JaxPruner {method}, {name}"] = Figures(tx, params, after)
-    read = Unit(jnp.sum)
-    count = Unit(lambda x: jnp.sum(x > 1.0, dtype=jnp.int32))
-    order = list(measured.values())
-    for _ in range(options.repeats + WARM_UP):
-        for figures in order:
-            figures.run(grads)
-        order = [*order[1:], order[0]]  # what runs after what changes what it takes
-        for unit in read, count:
-            unit.run(params, grads)
-    plain = median(measured["optax.sgd"].seconds)
-    one_read, one_count = median(read.seconds), median(count.seconds)
-    print(f"one read of weights and gradients: {one_read:.4f} s")
-    print(f"one counting pass over weights and gradients: {one_count:.4f} s")
-    print(
-        f"{'':45} {'s':>8} {'x sgd':>7} {'reads':>7} {'counts':>7} {'MB temp':>8} "
-        f"{'s compile':>9}"
-    )
-    for name, figures in measured.items():
-        seconds = median(figures.seconds)
-        print(
-            f"{name:45} {seconds:8.4f} {seconds / plain:7.2f} "
-            f"{seconds / one_read:7.1f} {seconds / one_count:7.1f} "
-            f"{figures.temporary / 1e6:8.1f} {figures.compile_seconds:9.2f}"
-        )
+    print(machine())
+    if options.devices:
+        for tree in options.trees:
+            devices.print_table(tree, options)
+        return
+    if options.jaxpruner and jaxpruner("RigL", optax.sgd(0.1), 1) is None:
+        parser.error("JaxPruner is not installed: see benchmarks/peers.py.")
+    for tree in options.trees:
+        for recipe in options.recipes:
+            _print_table(tree, recipe, options)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Sparse training for JAX: masks as pytrees, methods as optax transformations."""
 
+from sparsejax import scores as scores
 from sparsejax.analysis.accounting import TrainingFlops as TrainingFlops
 from sparsejax.analysis.accounting import density_history as density_history
 from sparsejax.analysis.accounting import rigl_step_flops as rigl_step_flops
 from sparsejax.analysis.accounting import top_kast_accounting as top_kast_accounting
 from sparsejax.analysis.accounting import training_flops as training_flops
+from sparsejax.analysis.dead_units import dead_inputs as dead_inputs
 from sparsejax.analysis.dead_units import dead_units as dead_units
 from sparsejax.analysis.dead_units import empty_layers as empty_layers
-from sparsejax.analysis.dead_units import unread_inputs as unread_inputs
 from sparsejax.analysis.exploration import itop_rate as itop_rate
 from sparsejax.analysis.flops import ForwardFlops as ForwardFlops
 from sparsejax.analysis.flops import forward_flops as forward_flops
@@ -21,9 +22,15 @@ from sparsejax.analysis.plasticity import prune_once as prune_once
 from sparsejax.analysis.plasticity import pruning_plasticity as pruning_plasticity
 from sparsejax.analysis.plasticity import regenerate as regenerate
 from sparsejax.analysis.summary import summary as summary
+from sparsejax.chain import Element as Element
+from sparsejax.chain import chain as chain
+from sparsejax.chain import drop as drop
+from sparsejax.chain import drop_and_grow as drop_and_grow
+from sparsejax.chain import grow as grow
+from sparsejax.chain import prune as prune
+from sparsejax.counts import apportion as apportion
 from sparsejax.counts import drop_count as drop_count
 from sparsejax.counts import keep_count as keep_count
-from sparsejax.counts import share_out as share_out
 from sparsejax.distributions import layer_counts as layer_counts
 from sparsejax.distributions import uniform_except as uniform_except
 from sparsejax.freezing.freeze import FreezeState as FreezeState
@@ -55,13 +62,16 @@ from sparsejax.initialization.synflow import synflow_scores as synflow_scores
 from sparsejax.masks import PackedMask as PackedMask
 from sparsejax.masks import active_counts as active_counts
 from sparsejax.masks import apply_masks as apply_masks
+from sparsejax.masks import check as check
 from sparsejax.masks import churn as churn
 from sparsejax.masks import count_active as count_active
 from sparsejax.masks import count_prunable as count_prunable
+from sparsejax.masks import count_stray as count_stray
 from sparsejax.masks import dense_masks as dense_masks
 from sparsejax.masks import density as density
 from sparsejax.masks import difference as difference
-from sparsejax.masks import overlap as overlap
+from sparsejax.masks import jaccard as jaccard
+from sparsejax.masks import masks_of as masks_of
 from sparsejax.masks import pack_masks as pack_masks
 from sparsejax.masks import random_masks as random_masks
 from sparsejax.masks import sparsity as sparsity
@@ -72,7 +82,7 @@ from sparsejax.methods.acdc import acdc_transform as acdc_transform
 from sparsejax.methods.consensus import activation_penalty as activation_penalty
 from sparsejax.methods.consensus import binary_gate as binary_gate
 from sparsejax.methods.consensus import consensus as consensus
-from sparsejax.methods.consensus import polarisation_penalty as polarisation_penalty
+from sparsejax.methods.consensus import polarization_penalty as polarization_penalty
 from sparsejax.methods.consensus import remove_units as remove_units
 from sparsejax.methods.dsr import dsr_transform as dsr_transform
 from sparsejax.methods.gmp import gmp_transform as gmp_transform
@@ -90,6 +100,8 @@ from sparsejax.methods.soft_threshold import init_thresholds as init_thresholds
 from sparsejax.methods.soft_threshold import soft_threshold as soft_threshold
 from sparsejax.methods.soft_threshold import threshold_masks as threshold_masks
 from sparsejax.methods.srigl import srigl_transform as srigl_transform
+from sparsejax.methods.start import dense_start as dense_start
+from sparsejax.methods.start import random_start as random_start
 from sparsejax.methods.static import static_transform as static_transform
 from sparsejax.methods.top_kast import TopKastState as TopKastState
 from sparsejax.methods.top_kast import top_kast_masks as top_kast_masks
@@ -106,25 +118,19 @@ from sparsejax.schedules import cubic_sparsity as cubic_sparsity
 from sparsejax.schedules import every as every
 from sparsejax.schedules import linear_prune_rate as linear_prune_rate
 from sparsejax.schedules import linear_sparsity as linear_sparsity
+from sparsejax.scores import Context as Context
+from sparsejax.scores import Score as Score
 from sparsejax.selection import kth_largest as kth_largest
 from sparsejax.selection import top_k_mask as top_k_mask
-from sparsejax.topology import TopologyUpdate as TopologyUpdate
-from sparsejax.topology import counts_after_pruning as counts_after_pruning
-from sparsejax.topology import exchange as exchange
-from sparsejax.topology import no_growth as no_growth
 from sparsejax.topology import prune_by_score as prune_by_score
 from sparsejax.topology import prune_magnitude as prune_magnitude
-from sparsejax.topology import refill as refill
 from sparsejax.topology import regrow_by_score as regrow_by_score
 from sparsejax.topology import regrow_gradient as regrow_gradient
 from sparsejax.topology import regrow_random as regrow_random
-from sparsejax.transform import Memory as Memory
-from sparsejax.transform import MemoryRule as MemoryRule
 from sparsejax.transform import Method as Method
-from sparsejax.transform import Snapshot as Snapshot
+from sparsejax.transform import Metrics as Metrics
 from sparsejax.transform import SparseTransformation as SparseTransformation
 from sparsejax.transform import SparsifyState as SparsifyState
-from sparsejax.transform import TopologyFigures as TopologyFigures
 from sparsejax.transform import get_masks as get_masks
 from sparsejax.transform import init_sparse as init_sparse
 from sparsejax.transform import sparsify as sparsify
@@ -132,33 +138,35 @@ from sparsejax.transform import sparsify as sparsify
 __version__ = "0.1.0"
 
 __all__ = (
+    "Context",
+    "Element",
     "EmptyLayerWarning",
     "Estimate",
     "ForwardFlops",
     "FreezeState",
     "LayerRule",
-    "Memory",
-    "MemoryRule",
     "Method",
+    "Metrics",
     "PackedMask",
     "Plasticity",
-    "Snapshot",
+    "Score",
     "SparseTransformation",
     "SparsifyState",
     "TopKastState",
-    "TopologyFigures",
-    "TopologyUpdate",
     "TrainingFlops",
     "acdc_phases",
     "acdc_transform",
     "activation_penalty",
     "active_counts",
     "apply_masks",
+    "apportion",
     "auto_s",
     "auto_s_features",
     "auto_s_labels",
     "auto_s_scores",
     "binary_gate",
+    "chain",
+    "check",
     "churn",
     "consensus",
     "constant_prune_rate",
@@ -166,20 +174,23 @@ __all__ = (
     "count_active",
     "count_per_neuron",
     "count_prunable",
-    "counts_after_pruning",
+    "count_stray",
     "cubic_sparsity",
+    "dead_inputs",
     "dead_units",
     "dense_masks",
+    "dense_start",
     "density",
     "density_history",
     "difference",
     "drive",
     "drive_scores",
+    "drop",
+    "drop_and_grow",
     "drop_count",
     "dsr_transform",
     "empty_layers",
     "every",
-    "exchange",
     "fold_thresholds",
     "force",
     "forward_flops",
@@ -190,12 +201,14 @@ __all__ = (
     "granet_transform",
     "grasp",
     "grasp_scores",
+    "grow",
     "inference_flops",
     "init_scores",
     "init_sparse",
     "init_thresholds",
     "itop_rate",
     "itop_transform",
+    "jaccard",
     "keep_count",
     "kth_largest",
     "layer_counts",
@@ -206,19 +219,19 @@ __all__ = (
     "lottery_counts",
     "lottery_ticket",
     "magnitude_pruning",
+    "masks_of",
     "mean_with_interval",
     "mest_transform",
-    "no_growth",
-    "overlap",
     "pack_masks",
-    "polarisation_penalty",
+    "polarization_penalty",
+    "prune",
     "prune_by_score",
     "prune_magnitude",
     "prune_once",
     "pruning_plasticity",
     "random_masks",
     "random_pruning",
-    "refill",
+    "random_start",
     "regenerate",
     "regrow_by_score",
     "regrow_gradient",
@@ -228,8 +241,8 @@ __all__ = (
     "restore_frozen",
     "rigl_step_flops",
     "rigl_transform",
+    "scores",
     "set_transform",
-    "share_out",
     "shuffle_masks",
     "signed_constant",
     "snfs_transform",
@@ -256,6 +269,5 @@ __all__ = (
     "uniform_except",
     "union",
     "unpack_masks",
-    "unread_inputs",
     "with_packed_masks",
 )

@@ -1,10 +1,10 @@
 """Refusals shared by all modules: one sentence, the argument, the value, what may be.
 
-Values that are traced (inside `jax.jit`, `jax.vmap`, ...) cannot be read and pass
-unchecked; everything concrete is checked.
+Values that are traced (inside `jax.jit`, `jax.vmap`, ...) cannot be read: of those only
+shape and dtype are checked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 SCOPES = ("global", "layer")
+Check = Callable[[str, Any], None]
 
 
 def is_traced(value: Any) -> bool:
-    """Tells whether a value is only known when the compiled program runs.
+    """Returns whether a value is only known when the compiled program runs.
 
     Args:
         value: Any object.
@@ -26,42 +27,115 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def check_sparsity(name: str, value: Any) -> None:
-    """Refuses a sparsity outside [0, 1).
+def check_number(name: str, value: Any, allowed: str = "a real number") -> None:
+    """Raises unless a value is one real number.
 
     Args:
         name: The argument's name, for the message.
-        value: The sparsity got, or an array of sparsities.
+        value: The value got.
+        allowed: What is allowed, for the message.
 
     Raises:
-        ValueError: If any value is outside [0, 1) or NaN.
+        ValueError: If it is a string, a bool, None, a list or an array of several.
     """
-    if is_traced(value):
-        return
-    values = np.asarray(value, np.float64)
-    if not np.all((values >= 0) & (values < 1)):
-        raise ValueError(
-            f"{name} must be in [0, 1), the fraction of prunable weights that are "
-            f"zero; got {value}."
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+    if is_array:
+        is_real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(
+            value.dtype, jnp.integer
         )
+        if np.ndim(value) == 0 and is_real:
+            return
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        return
+    raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def check_range(
+    name: str, value: Any, is_allowed: Callable[[Any], Any], allowed: str
+) -> None:
+    """Raises unless a value is one real number in a range.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The value got; a traced one is not compared.
+        is_allowed: Returns whether a number is in the range; False for NaN.
+        allowed: The range in words, for the message.
+
+    Raises:
+        ValueError: If the value is no number or outside the range.
+    """
+    check_number(name, value, allowed)
+    # As NumPy: inside jit, a comparison of JAX arrays is traced even of known ones.
+    if not is_traced(value) and not is_allowed(np.asarray(value)):
+        raise ValueError(f"{name} must be {allowed}; got {value}.")
+
+
+def check_sparsity(name: str, value: Any) -> None:
+    """Raises unless a sparsity is in [0, 1).
+
+    Args:
+        name: The argument's name, for the message.
+        value: The sparsity got.
+
+    Raises:
+        ValueError: If the value is no number in [0, 1).
+    """
+    check_range(
+        name,
+        value,
+        lambda s: 0 <= s < 1,
+        "in [0, 1), the fraction of prunable weights that are zero",
+    )
 
 
 def check_fraction(name: str, value: Any) -> None:
-    """Refuses a prune rate or fraction outside (0, 1).
+    """Raises unless a prune rate or fraction is in (0, 1).
 
     Args:
         name: The argument's name, for the message.
         value: The fraction got.
 
     Raises:
-        ValueError: If the value is outside (0, 1) or NaN.
+        ValueError: If the value is no number in (0, 1).
     """
-    if not is_traced(value) and not 0 < np.asarray(value) < 1:
-        raise ValueError(f"{name} must be in (0, 1), both excluded; got {value}.")
+    check_range(name, value, lambda f: 0 < f < 1, "in (0, 1), both excluded")
+
+
+def check_setting(name: str, value: Any, check: Check = check_number) -> None:
+    """Raises unless a setting is a number, or a function of the step that returns one.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The setting got.
+        check: What a number must pass; what a function returns is clipped as it runs.
+
+    Raises:
+        ValueError: If the number does not pass, or the function cannot be compiled or
+            returns no scalar.
+    """
+    if not callable(value):
+        return check(name, value)
+    try:
+        found = jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{name} must be a number, or a function of the step that jax.jit compiles "
+            f"and that returns one, such as an optax schedule; it raises: {reason}"
+        ) from error
+    is_scalar = getattr(found, "shape", None) == () and jnp.issubdtype(
+        found.dtype, jnp.number
+    )
+    if not is_scalar:
+        raise ValueError(
+            f"{name} must be a number, or a function of the step that returns one; it "
+            f"returns {found}."
+        )
+    return None
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Refuses a name that is not one of those allowed.
+    """Raises unless a name is one of those allowed.
 
     Args:
         name: The argument's name, for the message.
@@ -78,7 +152,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_step(name: str, value: Any, minimum: int, because: str = "") -> None:
-    """Refuses a step or a number of steps that is not an integer of at least `minimum`.
+    """Raises unless a number of steps is an integer of at least `minimum`.
 
     Args:
         name: The argument's name, for the message.
@@ -97,7 +171,7 @@ def check_step(name: str, value: Any, minimum: int, because: str = "") -> None:
 
 
 def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
-    """Refuses a number of weights that is not one integer within its bounds.
+    """Raises unless a number of weights is one integer within its bounds.
 
     Args:
         name: The argument's name, for the message.
@@ -108,7 +182,6 @@ def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
     Raises:
         ValueError: If the value is not one integer in [minimum, maximum].
     """
-    # As NumPy: inside jit, a comparison of JAX arrays is traced even of known ones.
     known = None if is_traced(value) else np.asarray(value)
     dtype = value.dtype if known is None else known.dtype
     is_integer = np.ndim(value) == 0 and jnp.issubdtype(dtype, jnp.integer)
@@ -119,37 +192,20 @@ def check_count(name: str, value: Any, minimum: int, maximum: int) -> None:
         )
 
 
-def check_start(sparsity: Any, masks: Any) -> None:
-    """Refuses a start that is not told by exactly one of a sparsity and masks.
-
-    Args:
-        sparsity: The sparsity got, or None.
-        masks: The masks got, or None.
-
-    Raises:
-        ValueError: If both or neither are given, or the sparsity is outside [0, 1).
-    """
-    if (sparsity is None) == (masks is None):
-        given = "neither" if masks is None else "both"
-        raise ValueError(
-            f"exactly one of sparsity and masks must be given to start; got {given}."
-        )
-    if sparsity is not None:
-        check_sparsity("sparsity", sparsity)
-
-
-def check_within(name: str, step: Any, total_steps: int) -> None:
-    """Refuses a step that a run of `total_steps` never reaches.
+def check_within(name: str, step: Any, total_steps: Any, minimum: int = 0) -> None:
+    """Raises unless a run of `total_steps` reaches a step.
 
     Args:
         name: The argument's name, for the message.
         step: The step got.
         total_steps: The length of the run; its last step is `total_steps - 1`.
+        minimum: The least step allowed.
 
     Raises:
         ValueError: If the step is not below `total_steps`, or that is no integer.
     """
     check_step("total_steps", total_steps, 1)
+    check_step(name, step, minimum)
     if step >= total_steps:
         raise ValueError(
             f"{name} must be below total_steps={total_steps}, or the run ends before "
@@ -157,14 +213,17 @@ def check_within(name: str, step: Any, total_steps: int) -> None:
         )
 
 
-def check_stop(stop_step: Any) -> None:
-    """Refuses a stop_step that is neither None nor an integer of at least 1.
+def check_seed(seed: Any) -> None:
+    """Raises unless a seed is an integer, known now or traced.
 
     Args:
-        stop_step: The last step at which masks change.
+        seed: The seed got.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none.
     """
-    if stop_step is not None:
-        check_step("stop_step", stop_step, 1)
+    is_array = isinstance(seed, (jax.Array, np.generic)) and np.ndim(seed) == 0
+    if is_array and jnp.issubdtype(seed.dtype, jnp.integer):
+        return
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer; got {seed!r}.")

@@ -1,11 +1,12 @@
 """How many weights a sparsity, a fraction or a share stands for, exact to the unit.
 
-float32 has 24 bits: `0.9 * n` is already wrong by a unit at n of tens of millions, and
-`0.3 * 50` rounds up to more than 15, so that its ceiling is 16. Sparsities are known
-when a step is compiled and are multiplied in float64 on the host. The number of active
-weights is known only inside the step, so fractions of it are multiplied in integers.
+float32 has 24 bits: `0.9 * n` is already wrong by a unit at n of tens of millions. So a
+few scalars are computed in 64 bits, whatever precision the program runs at. A layer
+has fewer than 2^31 weights, so that its counts are int32; all layers together may have
+more.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,64 +18,166 @@ from sparsejax.checks import is_traced
 
 PyTree = Any
 
-_BITS = 12  # a digit in base 4096: the product of two digits fits an int32 many times
-_DIGITS = 7  # 84 bits of the fraction, so that all 53 of a float64 above 2^-31 count
+MOST = 2**31 - 1  # what int32 counts
 
 
-def _multiply(fraction: Any, count: Any) -> tuple[jax.Array, list[jax.Array]]:
-    """Multiplies a fraction in [0, 1] with a count as schoolbook long multiplication.
+def wide() -> Any:
+    """Opens a scope in which scalars have 64 bits; no such value may leave it.
 
-    With B = 4096, fraction = sum_i f_i B^-i for i = 1..7 and count = sum_j c_j B^j for
-    j = 0..2, the column of B^p is sum_{j - i = p} f_i c_j; carries run upwards.
+    Returns:
+        A context manager.
 
-    Returns the whole part (int32) and the digits of the rest (float32, the highest
-    first, each times its power of B and so exact).
+    Example:
+        >>> with wide():
+        ...     print(jnp.asarray(2**40).dtype)
+        int64
     """
-    base = 2**_BITS
-    digits = []
-    for _ in range(_DIGITS):
-        fraction = fraction * base  # exact: powers of two, and the rest is subtracted
-        digit = jnp.floor(fraction) if is_traced(fraction) else np.floor(fraction)
-        digits.append(jnp.asarray(digit).astype(jnp.int32))
-        fraction = fraction - digit
-    count = jnp.asarray(count, jnp.int32)
-    limbs = [count & (base - 1), (count >> _BITS) & (base - 1), count >> (2 * _BITS)]
-
-    def column(power: int) -> jax.Array:
-        pairs = [(j - power - 1, j) for j in range(3) if 0 <= j - power - 1 < _DIGITS]
-        return sum((digits[i] * limbs[j] for i, j in pairs), jnp.zeros([], jnp.int32))
-
-    carry = jnp.zeros([], jnp.int32)
-    rest: list[jax.Array] = []
-    for power in range(-_DIGITS, 0):
-        total = column(power) + carry
-        digit = (total & (base - 1)).astype(jnp.float32) * float(base) ** power
-        rest = [digit, *rest]
-        carry = total >> _BITS
-    whole = carry + column(0) + column(1) * base
-    return whole, rest
+    return jax.enable_x64(True)
 
 
-def _compare(rest: Sequence[jax.Array], power_of_two: Any) -> jax.Array:
-    """Gives the sign of the rest minus a power of two, exactly.
+# Compiled, so that an eager call compiles once for its shapes, not at every call.
+@jax.jit
+def count_each(marks: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """Counts the True entries of bool arrays, leaf by leaf.
 
-    Summed from the highest digit, what float32 cannot hold is already too far from 0
-    for the digits below to matter.
+    Args:
+        marks: For each of L leaves, P bool arrays of its shape.
+
+    Returns:
+        int32 [L, P].
+
+    Example:
+        >>> count_each([[jnp.array([True, False]), jnp.array([True, True])]]).tolist()
+        [[1, 2]]
     """
-    return jnp.sign(sum(rest, -jnp.float32(power_of_two)))
+    is_single = len(marks[0]) == 1
+    counts = []
+    for arrays in marks:
+        # XLA's CPU backend vectorizes a reduction of several operands, but not one of
+        # a single one: 6 ms instead of 40 ms for 25.5 M weights. So what is False is
+        # counted too, and must be used, or the compiler would leave it out.
+        parts = [arrays[0], ~arrays[0]] if is_single else list(arrays)
+        zeros, axes = [jnp.int32(0)] * len(parts), tuple(range(parts[0].ndim))
+        counts.append(jax.lax.reduce(jax.tree.map(jnp.int32, parts), zeros, _add, axes))
+    by_part = list(map(jnp.stack, zip(*counts)))
+    if is_single:
+        true, false = (count.astype(jnp.uint32) for count in by_part)
+        sizes = np.array([array.size for (array,) in marks], np.uint32)
+        # Their sum may be 2^31 or more.
+        by_part = [((true + (sizes - false)) >> 1).astype(jnp.int32)]
+    return jnp.stack(by_part, axis=1)
+
+
+def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    return jax.tree.map(jax.lax.add, a, b)
+
+
+def count_all(masks: Sequence[Any]) -> Any:
+    """Counts the True entries of bool arrays together, exactly at any size.
+
+    Args:
+        masks: Bool arrays.
+
+    Returns:
+        An int32 scalar where that is wide enough for all entries. Otherwise NumPy's
+        int64, or, where the masks are traced, uint32 up to 2^32 entries and float32,
+        rounded to 24 bits, beyond.
+    """
+    size = sum(math.prod(mask.shape) for mask in masks)
+    parts = [part for mask in masks for part in _countable(mask)]
+    counts = count_each([[part] for part in parts])[:, 0]
+    if size <= MOST:
+        return jnp.sum(counts, dtype=jnp.int32)
+    if not is_traced(counts):
+        return np.sum(np.asarray(counts), dtype=np.int64)
+    return total_of(counts, size)
+
+
+def _countable(mask: jax.Array) -> list[jax.Array]:
+    """Parts of a mask that int32 counts."""
+    if math.prod(mask.shape) <= MOST:
+        return [mask]
+    return [part for row in mask for part in _countable(row)]
+
+
+def total_of(counts: jax.Array, size: int) -> jax.Array:
+    """Adds up int32 counts, in the narrowest dtype that holds the number of weights.
+
+    Args:
+        counts: int32 [L].
+        size: What the sum cannot exceed.
+
+    Returns:
+        A scalar: int32, uint32 above 2^31 - 1, float32 from 2^32 on.
+    """
+    if size <= MOST:
+        return jnp.sum(counts, dtype=jnp.int32)
+    with wide():
+        total = jnp.sum(counts, dtype=jnp.int64)
+        return total.astype(jnp.uint32 if size < 2**32 else jnp.float32)
+
+
+def value_at(setting: Any, step: Any) -> jax.Array:
+    """Evaluates a setting at a step; call it in a `wide` scope.
+
+    Args:
+        setting: A number, or a function of the step, as optax's learning rate.
+        step: The step, an int scalar.
+
+    Returns:
+        A scalar: float64, or the float32 that the setting is.
+    """
+    if callable(setting):
+        setting = setting(jnp.asarray(step, jnp.int64))
+    value = jnp.asarray(jax.lax.stop_gradient(setting))
+    return value if value.dtype == jnp.float32 else value.astype(jnp.float64)
+
+
+def kept_of(sparsity: Any, size: Any) -> jax.Array:
+    """Counts the weights that a sparsity keeps; call it in a `wide` scope.
+
+    Args:
+        sparsity: A scalar; what is below 0 counts as 0, and from 1 on one weight stays.
+        size: The number of weights, an int or an int64 array.
+
+    Returns:
+        int64: round((1 - sparsity) * size), half to even.
+    """
+    kept = jnp.rint((1 - jnp.maximum(jnp.asarray(sparsity, jnp.float64), 0.0)) * size)
+    return jnp.where(sparsity < 1, kept, 1).astype(jnp.int64)
+
+
+def dropped_of(fraction: Any, active: jax.Array) -> jax.Array:
+    """Counts the weights that a fraction drops; call it in a `wide` scope.
+
+    Args:
+        fraction: A number or array; what is outside [0, 1] is clipped. A product of a
+            float32 within 2^-23 of an integer, in relation to it, counts as that
+            integer, so that 0.3 of 50 is 15.
+        active: Integers, the numbers of active weights.
+
+    Returns:
+        int64: ceil(fraction * active).
+    """
+    is_single = getattr(fraction, "dtype", np.float64) == np.float32
+    product = jnp.clip(jnp.asarray(fraction, jnp.float64), 0.0, 1.0) * active
+    whole = jnp.rint(product)
+    is_whole = is_single & (jnp.abs(product - whole) <= product * 2.0**-23)
+    return jnp.where(is_whole, whole, jnp.ceil(product)).astype(jnp.int64)
 
 
 def keep_count(sparsity: Any, size: Any) -> Any:
     """Counts the weights that stay active: round((1 - sparsity) * size), half to even.
 
     Args:
-        sparsity: A number or array in [0, 1). What can be read now counts as float64;
-            a traced value counts as the float32 it is, so that at tens of millions of
-            weights it can differ by a unit from the decimal that was meant.
+        sparsity: A number or array in [0, 1).
         size: The number of prunable weights, an int or an array of ints.
 
     Returns:
-        The counts: NumPy int32, or a JAX int32 array where `sparsity` is traced.
+        The counts: NumPy int64, or JAX int32 where `sparsity` is traced.
+
+    Raises:
+        ValueError: If `sparsity` is traced and int32 does not count the weights.
 
     Example:
         >>> int(keep_count(0.9, 25_502_912))
@@ -82,11 +185,14 @@ def keep_count(sparsity: Any, size: Any) -> Any:
     """
     if not is_traced(sparsity):
         density = 1 - np.asarray(sparsity, np.float64)
-        return np.rint(density * np.asarray(size)).astype(np.int32)
-    # The zeros are counted: 1 - sparsity would be rounded to float32.
-    whole, rest = _multiply(sparsity.astype(jnp.float32), size)
-    half, odd = _compare(rest, 0.5), ((size - whole) & 1).astype(bool)
-    return size - whole - ((half > 0) | ((half == 0) & odd)).astype(jnp.int32)
+        return np.rint(density * np.asarray(size)).astype(np.int64)
+    if not is_traced(size) and np.max(size) > MOST:
+        raise ValueError(
+            f"sparsity must be known now to count {size} weights, more than int32 "
+            "holds; got a traced value."
+        )
+    with wide():
+        return kept_of(sparsity, size).astype(jnp.int32)
 
 
 def drop_count(fraction: Any, active: Any) -> jax.Array:
@@ -94,9 +200,7 @@ def drop_count(fraction: Any, active: Any) -> jax.Array:
 
     Args:
         fraction: A number in [0, 1]. A Python float gives what
-            `math.ceil(fraction * active)` gives in float64. For a float32 array, such
-            as a schedule of the traced step, a product within 2^-23 of an integer, in
-            relation to it, counts as that integer, so that 0.3 of 50 is 15, not 16.
+            `math.ceil(fraction * active)` gives; see `dropped_of` for float32 arrays.
         active: int32 array or int, the number of active weights.
 
     Returns:
@@ -106,79 +210,62 @@ def drop_count(fraction: Any, active: Any) -> jax.Array:
         >>> drop_count(0.3, 50).item(), drop_count(0.3, 51).item()
         (15, 16)
     """
-    exact = isinstance(fraction, (int, float, np.floating))
-    if exact:  # however small it is, a fraction above 0 drops a weight
-        fraction = max(float(fraction), 2.0**-53 if fraction > 0 else 0.0)
-    else:
-        fraction = jnp.asarray(fraction, jnp.float32)
-    whole, rest = _multiply(fraction, active)
-    # A float64 product this close above an integer is rounded to it: half a unit in the
-    # last of its 53 bits, 2^(exponent - 53).
-    exponent = 31 - jax.lax.clz(whole) - (53 if exact else 23)
-    slack = jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-    return whole + (_compare(rest, slack) > 0).astype(jnp.int32)
+    with wide():
+        return dropped_of(fraction, active).astype(jnp.int32)
 
 
-_SAME = 1024  # parts of a weight: float32 does not tell closer remainders apart
-
-
-def share_out(total: Any, shares: PyTree, room: PyTree) -> PyTree:
-    """Shares a number of weights out over layers, exactly and within their room.
+def apportion(total: Any, shares: PyTree, room: PyTree) -> PyTree:
+    """Distributes weights over layers by largest remainder, within each layer's room.
 
     Each layer gets its share, rounded down. What is still missing goes one by one to
     the largest remainders, of equal ones to the earlier layer. A layer whose share
-    exceeds its room gets its room, and the others share the rest in the same
+    exceeds its room gets its room, and the others divide the rest in the same
     proportions; where none of them has a share, in proportion to their room.
 
-    At tens of millions of weights a layer's count can be off its share by some units,
-    as far as float32 knows the share. The total is exact always.
-
     Args:
-        total: The number to share out, an int or an int32 scalar; may be traced.
+        total: The number to distribute, an int or an int32 scalar; may be traced.
         shares: A tree of scalars, one a layer, in any unit; what is negative or not
             finite counts as 0.
         room: A tree like it of ints, the most that each layer can take.
 
     Returns:
-        A tree like `room` of int32 scalars that sum to `total`, or all of the room
+        A tree like `room` of int32 scalars that sum to `total`, or to all of the room
         where that is less.
 
     Example:
         >>> shares, room = {"a": 5.0, "b": 2.0, "c": 2.0}, {"a": 4, "b": 9, "c": 9}
-        >>> jax.tree.map(int, share_out(11, shares, room))
+        >>> jax.tree.map(int, apportion(11, shares, room))
         {'a': 4, 'b': 4, 'c': 3}
     """
-    most = jnp.stack([jnp.asarray(r, jnp.int32) for r in jax.tree.leaves(room)])
-    wanted = jnp.stack([jnp.asarray(s, jnp.float32) for s in jax.tree.leaves(shares)])
-    wanted = jnp.where(jnp.isfinite(wanted) & (wanted > 0), wanted, 0)
-    total = jnp.minimum(jnp.asarray(total, jnp.int32), jnp.sum(most, dtype=jnp.int32))
+    with wide():
+        most = jnp.stack([jnp.asarray(r, jnp.int64) for r in jax.tree.leaves(room)])
+        wanted = jnp.stack(
+            [jnp.asarray(s, jnp.float64) for s in jax.tree.leaves(shares)]
+        )
+        wanted = jnp.where(jnp.isfinite(wanted) & (wanted > 0), wanted, 0)
+        total = jnp.minimum(jnp.asarray(total, jnp.int64), jnp.sum(most))
 
-    def quotas(full: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The share of each layer that is not full, its whole part and its rest."""
-        open_shares = jnp.where(full, 0, wanted)
-        open_room = jnp.where(full, 0, most).astype(jnp.float32)
-        parts = jnp.where(jnp.any(open_shares > 0), open_shares, open_room)
-        parts = parts / jnp.max(parts, initial=jnp.finfo(jnp.float32).tiny)
-        parts = parts / jnp.maximum(jnp.sum(parts), 1)
-        whole, rest = _multiply(parts, total - jnp.sum(jnp.where(full, most, 0)))
-        return whole, sum(rest[::-1], jnp.zeros_like(parts))
+        def quotas(full: jax.Array) -> jax.Array:
+            """The shares of layers that are not full, as fractions of weights."""
+            parts = jnp.where(full, 0, wanted)
+            parts = jnp.where(jnp.any(parts > 0), parts, jnp.where(full, 0, most))
+            rest = total - jnp.sum(jnp.where(full, most, 0))
+            tiny = jnp.finfo(jnp.float64).tiny
+            return rest * (parts / jnp.maximum(jnp.sum(parts), tiny))
 
-    def more(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        full, _ = state
-        now_full = full | (quotas(full)[0] >= most)
-        return now_full, jnp.any(now_full != full)
+        def fill(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            full, _ = state
+            now_full = full | (quotas(full) >= most)
+            return now_full, jnp.any(now_full != full)
 
-    full, _ = jax.lax.while_loop(
-        lambda state: state[1], more, (jnp.zeros(most.shape, bool), jnp.bool_(True))
-    )
-    whole, rest = quotas(full)
-    counts = jnp.where(full, most, whole)
-    rest = jnp.where(full, -1, jnp.round(rest * _SAME))
-    rank = jnp.argsort(jnp.argsort(-rest))
-    counts += (rank < total - jnp.sum(counts)) & ~full
-    # Where float32 rounded the shares of many weights, some are missing or too many.
-    missing, left = total - jnp.sum(counts), most - counts
-    counts += jnp.clip(missing - (jnp.cumsum(left) - left), 0, left)
-    counts -= jnp.clip(-missing - (jnp.cumsum(counts) - counts), 0, counts)
-    each = [counts[i] for i in range(len(most))]
+        start = (jnp.zeros(most.shape, bool), jnp.bool_(True))
+        full, _ = jax.lax.while_loop(lambda state: state[1], fill, start)
+        quota = quotas(full)
+        whole = jnp.floor(quota)
+        counts = jnp.where(full, most, whole.astype(jnp.int64))
+        # Remainders closer than this are equal: shares often come from float32 sums.
+        rest = jnp.where(full, -1, jnp.round((quota - whole) * 2**10))
+        rank = jnp.argsort(jnp.argsort(-rest, stable=True))
+        counts += (rank < total - jnp.sum(counts)) & ~full
+        each = [counts[i].astype(jnp.int32) for i in range(len(most))]
     return jax.tree.unflatten(jax.tree.structure(room), each)

@@ -1,14 +1,17 @@
-"""How a sparsity is shared out over layers: uniform, Erdos-Renyi, Erdos-Renyi-Kernel.
+"""Per-layer sparsity distributions: uniform, Erdos-Renyi, Erdos-Renyi-Kernel.
 
 All of this happens on the host, from shapes alone, in float64 and exact integers.
 
     uniform   every layer has the same density.
-    er        density proportional to (n_in + n_out) / (n_in * n_out), with n_in and
-              n_out the last two axes, as in Flax's kernels (Mocanu et al., "Scalable
-              training of artificial neural networks with adaptive sparse
+    er        density proportional to (n_in + n_out) / (n_in * n_out) (Mocanu et al.,
+              "Scalable training of artificial neural networks with adaptive sparse
               connectivity", 2018).
-    erk       density proportional to sum(shape) / prod(shape), whatever the layout
-              (Evci et al., "Rigging the lottery", arXiv 1911.11134).
+    erk       density proportional to (n_in + n_out + w + h) / (n_in * n_out * w * h),
+              with the positions w, h of a convolution (Evci et al., "Rigging the
+              lottery", arXiv 1911.11134).
+
+`kernel_axes` and `LayerRule` say which axes are inputs and outputs; those of several
+heads count as one.
 
 With "er" and "erk" a layer whose density would exceed 1 stays dense and the others
 share what is left, and no layer is left without a weight. The official GraNet code
@@ -23,6 +26,7 @@ import numpy as np
 
 from sparsejax.checks import check_choice, check_sparsity
 from sparsejax.counts import keep_count
+from sparsejax.parameters import Axes, kernel_axes, kernel_dims
 
 Shape = tuple[int, ...]
 Distribution = str | Callable[[Mapping[str, Shape], float], Mapping[str, float]]
@@ -31,7 +35,7 @@ NAMES = ("erk", "er", "uniform")
 
 
 def check_distribution(distribution: Distribution) -> None:
-    """Refuses a distribution that is neither a function nor the name of one.
+    """Raises unless a distribution is a function or the name of one.
 
     Args:
         distribution: The distribution got.
@@ -43,9 +47,10 @@ def check_distribution(distribution: Distribution) -> None:
         check_choice("distribution", distribution, NAMES)
 
 
-def _erdos_renyi(shape: Shape, kernel: bool) -> float:
-    axes = shape if kernel else shape[-2:]
-    return sum(axes) / max(math.prod(axes), 1)
+def _erdos_renyi(shape: Shape, axes: tuple[Axes, Axes], kernel: bool) -> float:
+    dims = kernel_dims(shape, *axes)
+    dims = dims if kernel else dims[-2:]
+    return sum(dims) / max(math.prod(dims), 1)
 
 
 def _scale_to_budget(raw: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
@@ -82,6 +87,7 @@ def _shares(
     total: int,
     sparsity: float,
     distribution: Distribution,
+    axes: Mapping[str, tuple[Axes, Axes]],
 ) -> np.ndarray:
     if callable(distribution):
         densities = distribution(shapes, 1 - sparsity)
@@ -96,18 +102,20 @@ def _shares(
         return shares
     if distribution == "uniform":
         return sizes * (total / sizes.sum())
-    if total < len(shapes):
+    if total < np.sum(sizes > 0):
         raise ValueError(
             f'distribution="{distribution}" cannot reach sparsity={sparsity}: it '
             f"leaves {total} active weights for {len(shapes)} layers, less than one a "
             "layer; lower the sparsity."
         )
-    raw = np.array([_erdos_renyi(s, distribution == "erk") for s in shapes.values()])
+    raw = np.array(
+        [_erdos_renyi(s, axes[p], distribution == "erk") for p, s in shapes.items()]
+    )
     return _scale_to_budget(raw, sizes, total) * sizes
 
 
-def _no_empty_layer(counts: np.ndarray) -> np.ndarray:
-    for layer in np.flatnonzero(counts == 0):
+def _no_empty_layer(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    for layer in np.flatnonzero((counts == 0) & (sizes > 0)):
         counts[np.argmax(counts)] -= 1
         counts[layer] = 1
     return counts
@@ -118,8 +126,9 @@ def layer_counts(
     sparsity: float,
     distribution: Distribution = "erk",
     fixed: Mapping[str, float] | None = None,
+    axes: Mapping[str, tuple[Axes, Axes]] | None = None,
 ) -> dict[str, int]:
-    """Gives each layer its number of active weights.
+    """Returns each layer's number of active weights.
 
     Args:
         shapes: The shape of each prunable layer by its path.
@@ -128,9 +137,12 @@ def layer_counts(
             returns each layer's density by path.
         fixed: The sparsity of layers that do not share the common budget, by path. The
             other layers make up for them.
+        axes: The axes of (inputs, outputs) of layers, by path; None tells them by
+            `kernel_axes`.
 
     Returns:
-        Active weights by path; they add up to round((1 - sparsity) * n).
+        Active weights by path; they add up to round((1 - sparsity) * n). Where every
+        layer is fixed they may miss it by a weight a layer, as each is rounded.
 
     Raises:
         ValueError: If the distribution is unknown or cannot reach the sparsity.
@@ -152,6 +164,8 @@ def layer_counts(
     free = {path: shape for path, shape in shapes.items() if path not in fixed}
     sizes = np.array([size_of[path] for path in free], np.int64)
     total = int(keep_count(sparsity, sum(size_of.values()))) - sum(counts.values())
+    if not free and abs(total) <= len(fixed):
+        return counts
     if not 0 <= total <= sizes.sum():
         raise ValueError(
             f"sparsity={sparsity} cannot be reached: the layers of fixed sparsity hold "
@@ -159,10 +173,11 @@ def layer_counts(
             f"{sizes.sum()} weights of the other layers."
         )
     if free:
-        shares = _shares(free, sizes, total, sparsity, distribution)
+        known = axes or {p: kernel_axes(p, len(shape)) for p, shape in free.items()}
+        shares = _shares(free, sizes, total, sparsity, distribution, known)
         rounded = _round_to_total(shares, sizes, total)
         if distribution in ("er", "erk"):
-            rounded = _no_empty_layer(rounded)
+            rounded = _no_empty_layer(rounded, sizes)
         counts.update(zip(free, map(int, rounded)))
     return {path: counts[path] for path in shapes}
 

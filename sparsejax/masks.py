@@ -5,18 +5,18 @@ active) and `optax.MaskedNode()` at each leaf left dense. *Sparsity* is the frac
 prunable weights that are zero, *density* the fraction that are active.
 """
 
-import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from sparsejax import scores
-from sparsejax.checks import SCOPES, check_choice, is_traced
+from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
+from sparsejax.counts import count_all, count_each
 from sparsejax.distributions import Distribution, layer_counts
-from sparsejax.layouts import layout_of
 from sparsejax.parameters import (
     Prunable,
     join_layers,
@@ -26,18 +26,21 @@ from sparsejax.parameters import (
 )
 from sparsejax.selection import top_k_mask
 from sparsejax.trees import (
+    bool_leaves,
     check_counts,
-    check_fit,
+    fit,
     is_left_dense,
+    leaves_with_paths,
     map_masked,
     mask_leaves,
+    path_string,
 )
 
 PyTree = Any
 
 
 def dense_masks(params: PyTree, prunable: Prunable = None) -> PyTree:
-    """Makes masks with every weight active.
+    """Returns masks with every weight active.
 
     Args:
         params: Parameters: float arrays of any shapes.
@@ -50,8 +53,9 @@ def dense_masks(params: PyTree, prunable: Prunable = None) -> PyTree:
         ValueError: If nothing is prunable or `prunable` does not fit the parameters.
 
     Example:
-        >>> dense_masks({"w": jnp.zeros((1, 2)), "b": jnp.zeros(2)})
-        {'b': MaskedNode(), 'w': Array([[ True,  True]], dtype=bool)}
+        >>> masks = dense_masks({"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)})
+        >>> masks["w"].tolist(), masks["b"]
+        ([[True, True], [True, True]], MaskedNode())
     """
     rules = layer_rules(params, prunable)
     return map_masked(lambda rule, leaf: jnp.ones(leaf.shape, bool), rules, params)
@@ -59,15 +63,16 @@ def dense_masks(params: PyTree, prunable: Prunable = None) -> PyTree:
 
 def active_counts(
     params: PyTree,
-    sparsity: float,
+    sparsity: float | None,
     distribution: Distribution = "erk",
     prunable: Prunable = None,
 ) -> PyTree:
-    """Gives each layer its exact number of active weights.
+    """Returns the exact number of active weights of each layer.
 
     Args:
         params: Parameters; only their shapes matter.
-        sparsity: Overall sparsity in [0, 1), a number known now (not traced).
+        sparsity: Overall sparsity in [0, 1), a number known now (not traced); None
+            where `prunable` fixes the sparsity of every layer.
         distribution: "erk", "er", "uniform", or a function; see `layer_counts`.
         prunable: Which leaves are prunable; see `sparsejax.layer_rules`.
 
@@ -83,12 +88,21 @@ def active_counts(
         {'a': Array(41, dtype=int32), 'b': Array(19, dtype=int32)}
     """
     rules = layer_rules(params, prunable)
-    layers, split = (
-        split_rules(rules, params),
-        jax.eval_shape(lambda p: split_layers(p, rules), params),
-    )
-    counts = counts_by_rule(split, layers, sparsity, distribution)
+    split = jax.eval_shape(lambda p: split_layers(p, rules), arrays(params))
+    counts = counts_by_rule(split, split_rules(rules, params), sparsity, distribution)
     return join_layers(map_masked(jnp.int32, counts), rules)
+
+
+def arrays(params: PyTree) -> PyTree:
+    """Replaces leaves that are no arrays, as in an Equinox module, by None.
+
+    Args:
+        params: Any pytree.
+
+    Returns:
+        The tree with its arrays alone.
+    """
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else None, params)
 
 
 def counts_by_rule(
@@ -99,8 +113,9 @@ def counts_by_rule(
     Args:
         params: Parameters, where one leaf is one layer; only their shapes matter.
         rules: A `LayerRule` at each prunable leaf.
-        sparsity: Overall sparsity in [0, 1), a number known now.
-        distribution: How it is shared out over layers.
+        sparsity: Overall sparsity in [0, 1), a number known now; None where the rules
+            fix the sparsity of every layer.
+        distribution: Its distribution over layers.
 
     Returns:
         A tree like the rules of Python ints.
@@ -113,15 +128,41 @@ def counts_by_rule(
             "sparsity must be known when masks are laid out over layers; got a traced "
             "value; compute active_counts outside and pass counts, or pass masks."
         )
+    rule_at = mask_leaves(rules)
     shaped = map_masked(lambda rule, leaf: leaf, rules, params)
     shapes = {path: leaf.shape for path, leaf in mask_leaves(shaped).items()}
+    axes = {path: rule.axes(len(shapes[path])) for path, rule in rule_at.items()}
     fixed = {
-        path: rule.sparsity
-        for path, rule in mask_leaves(rules).items()
-        if rule.sparsity is not None
+        p: rule.sparsity for p, rule in rule_at.items() if rule.sparsity is not None
     }
-    counts = layer_counts(shapes, float(sparsity), distribution, fixed)
+    if sparsity is None:
+        sparsity = own_sparsity(shapes, fixed)
+    check_sparsity("sparsity", sparsity)
+    counts = layer_counts(shapes, float(sparsity), distribution, fixed, axes)
     return jax.tree.unflatten(jax.tree.structure(rules), list(counts.values()))
+
+
+def own_sparsity(shapes: dict[str, Any], fixed: dict[str, float]) -> float:
+    """Returns the overall sparsity that layers of fixed sparsity add up to.
+
+    Args:
+        shapes: The shape of each prunable layer by path.
+        fixed: The sparsity of each, by path.
+
+    Returns:
+        The sparsity of all weights together.
+
+    Raises:
+        ValueError: If a layer has no fixed sparsity.
+    """
+    if shapes.keys() != fixed.keys():
+        raise ValueError(
+            "sparsity can be left out where prunable fixes that of every layer; got "
+            f"none for {min(shapes.keys() - fixed.keys())!r}."
+        )
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    zeros = sum(fixed[path] * size for path, size in sizes.items())
+    return zeros / max(sum(sizes.values()), 1)
 
 
 def random_masks(
@@ -139,11 +180,11 @@ def random_masks(
             are sharded.
         params: Parameters; only their shapes matter.
         sparsity: Overall sparsity in [0, 1), a number known now (not traced).
-        distribution: How it is shared out over layers: "erk", "er", "uniform", or a
+        distribution: Its distribution over layers: "erk", "er", "uniform", or a
             function; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         counts: Instead of `sparsity`: the active weights of each layer, as
-            `active_counts` gives them; may be traced.
+            `active_counts` returns them; may be traced.
 
     Returns:
         A mask tree with exactly round((1 - sparsity) * n) of n prunable weights active.
@@ -158,13 +199,14 @@ def random_masks(
         >>> count_active(masks).item()
         20
     """
-    if (sparsity is None) == (counts is None):
+    none_given = sparsity is None and counts is None and prunable is None
+    if none_given or not (sparsity is None or counts is None):
         raise ValueError(
-            "random_masks needs exactly one of sparsity and counts; got "
-            f"{sparsity=} and {counts=}."
+            "random_masks needs exactly one of sparsity and counts, or a sparsity for "
+            f"every layer by prunable; got {sparsity=} and {counts=}."
         )
     rules = layer_rules(params, prunable)
-    layers, split = split_rules(rules, params), split_layers(params, rules)
+    layers, split = split_rules(rules, params), split_layers(arrays(params), rules)
     if counts is None:
         masks = masks_by_rule(key, split, layers, sparsity, distribution)
     else:
@@ -177,7 +219,8 @@ def _draw(key: jax.Array, params: PyTree, rules: PyTree, counts: PyTree) -> PyTr
         lambda rule, leaf: jnp.ones(leaf.shape, bool), rules, params
     )
     check_counts("counts", counts, everywhere, "layer")
-    return top_k_mask(scores.random(key, everywhere), counts, scope="layer")
+    drawn = scores.random_scores(key, everywhere)
+    return top_k_mask(drawn, counts, scope="layer", rank=scores.as_it_is)
 
 
 def masks_by_rule(
@@ -194,7 +237,7 @@ def masks_by_rule(
         params: Parameters, where one leaf is one layer.
         rules: A `LayerRule` at each prunable leaf.
         sparsity: Overall sparsity in [0, 1), a number known now.
-        distribution: How it is shared out over layers.
+        distribution: The sparsity's distribution over layers.
 
     Returns:
         A mask tree; all ones at sparsity 0.
@@ -234,49 +277,82 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
         >>> apply_masks(jnp.array([1.0, 2.0]), jnp.array([True, False])).tolist()
         [1.0, 0.0]
     """
-    check_fit(masks, params)
+    masks = fit(masks, params)
 
     def zero(mask: Any, leaf: Any) -> Any:
-        return leaf if is_left_dense(mask) else choose(mask, leaf, 0)
+        return leaf if is_left_dense(mask) else jnp.where(mask, leaf, 0)
 
     return jax.tree.map(zero, masks, params, is_leaf=is_left_dense)
 
 
-def choose(mask: Any, active: Any, inactive: Any) -> jax.Array:
-    """Takes a leaf's values where its mask is True, and others elsewhere.
+def masks_of(params: PyTree, prunable: Prunable = None) -> PyTree:
+    """Returns the masks that sparse parameters have: where a weight is not 0.
 
-    It is `jnp.where`, of floats by their bits: XLA's CPU backend makes faster code of
-    that than of a choice by a byte a weight. In `jax.lax` alone, as `jax.numpy` takes a
-    tenth of a second to trace for some hundred leaves.
+    So training goes on from a checkpoint without masks, which would go dense otherwise.
 
     Args:
-        mask: A bool array.
-        active: An array of its shape.
-        inactive: A scalar, or an array of that shape.
+        params: Sparse parameters.
+        prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
 
     Returns:
-        An array of the dtype of `active`.
+        A mask tree, for the `masks` argument of a method.
+
+    Raises:
+        ValueError: If nothing is prunable or `prunable` does not fit the parameters.
 
     Example:
-        >>> choose(jnp.array([True, False]), jnp.array([1.0, 2.0]), -1).tolist()
-        [1.0, -1.0]
+        >>> masks_of({"w": jnp.array([[1.0, 0.0], [0.0, 2.0]])})["w"].tolist()
+        [[True, False], [False, True]]
     """
-    active, mask = jnp.asarray(active), jnp.asarray(mask)
-    if jnp.ndim(inactive):
-        other = jnp.asarray(inactive, active.dtype)
-    else:
-        other = jax.lax.full_like(active, inactive)
-    if not jnp.issubdtype(active.dtype, jnp.floating):
-        return jax.lax.select(mask, active, other)
-    integer = f"int{8 * active.dtype.itemsize}"
-    on, off = (jax.lax.bitcast_convert_type(x, integer) for x in (active, other))
-    # All bits are 1 where the mask is True, and all are 0 elsewhere.
-    every = jax.lax.neg(jax.lax.convert_element_type(mask, integer))
-    chosen = jax.lax.bitwise_or(
-        jax.lax.bitwise_and(on, every),
-        jax.lax.bitwise_and(off, jax.lax.bitwise_not(every)),
+    return map_masked(
+        lambda rule, leaf: leaf != 0, layer_rules(params, prunable), params
     )
-    return jax.lax.bitcast_convert_type(chosen, active.dtype)
+
+
+def count_stray(params: PyTree, masks: PyTree) -> Any:
+    """Counts the weights outside the masks that are not 0.
+
+    Args:
+        params: Parameters.
+        masks: A mask tree that fits them.
+
+    Returns:
+        A scalar, as from `count_active`; 0 for sparse parameters.
+
+    Example:
+        >>> count_stray(jnp.array([1.0, 2.0]), jnp.array([True, False])).item()
+        1
+    """
+    stray = map_masked(lambda mask, w: ~mask & (w != 0), fit(masks, params), params)
+    return count_all(jax.tree.leaves(stray))
+
+
+def check(params: PyTree, masks: PyTree) -> None:
+    """Raises unless parameters are 0 outside their masks.
+
+    What scales or adds to the updates behind the wrapped optimizer, such as a learning
+    rate chained after it, trains weights outside the masks.
+
+    Args:
+        params: Parameters, known now.
+        masks: A mask tree that fits them.
+
+    Raises:
+        ValueError: If a weight outside the masks is not 0, or the masks do not fit.
+
+    Example:
+        >>> check(jnp.array([1.0, 0.0]), jnp.array([True, False]))
+    """
+    for path, mask in bool_leaves(masks := fit(masks, params)).items():
+        weight = dict(leaves_with_paths(params))[path]
+        stray = int(count_stray(weight, mask))
+        if stray:
+            raise ValueError(
+                f"params must be 0 outside their masks; got {stray} of {mask.size} "
+                f"weights at {path!r} that are not: start from init_sparse, and keep "
+                "transformations that scale or add to updates inside the wrapped "
+                "optimizer."
+            )
 
 
 def count_active(masks: PyTree, scope: str = "global") -> Any:
@@ -287,18 +363,18 @@ def count_active(masks: PyTree, scope: str = "global") -> Any:
         scope: "global" for the total, "layer" for each leaf's own count.
 
     Returns:
-        An int32 scalar, or a tree of them like `masks`.
+        An int32 scalar, or a tree of them like `masks`. A total that may be above
+        2^31 - 1 is a NumPy int64; see `sparsejax.counts.count_all` for traced masks.
 
     Example:
         >>> count_active({"w": jnp.array([True, False, True])}).item()
         2
     """
     check_choice("scope", scope, SCOPES)
-    leaves = list(mask_leaves(masks).values())
-    layout = layout_of(leaves)
-    counts = layout.count_each(layout.pack(leaves))
+    leaves = list(bool_leaves(masks).values())
     if scope == "global":
-        return jnp.sum(counts, dtype=jnp.int32)
+        return count_all(leaves)
+    counts = count_each([[leaf] for leaf in leaves])[:, 0]
     return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
 
 
@@ -311,11 +387,11 @@ def count_prunable(masks: PyTree) -> int:
     Returns:
         The number of entries of all masks.
     """
-    return sum(math.prod(mask.shape) for mask in mask_leaves(masks).values())
+    return sum(mask.size for mask in bool_leaves(masks).values())
 
 
 def density(masks: PyTree, scope: str = "global") -> Any:
-    """Measures the fraction of prunable weights that are active.
+    """Returns the fraction of prunable weights that are active.
 
     Args:
         masks: A mask tree.
@@ -331,11 +407,11 @@ def density(masks: PyTree, scope: str = "global") -> Any:
     active = count_active(masks, scope)
     if scope == "layer":
         return map_masked(lambda mask, n: n / max(mask.size, 1), masks, active)
-    return active / count_prunable(masks)
+    return jnp.float32(active / count_prunable(masks))
 
 
 def sparsity(masks: PyTree, scope: str = "global") -> Any:
-    """Measures the fraction of prunable weights that are zero.
+    """Returns the fraction of prunable weights that are zero.
 
     Args:
         masks: A mask tree.
@@ -361,8 +437,8 @@ def union(a: PyTree, b: PyTree) -> PyTree:
     Returns:
         The union, a mask tree.
     """
-    check_fit(a, b, "the other masks")
-    return map_masked(jnp.logical_or, a, b)
+    bool_leaves(b)
+    return map_masked(jnp.logical_or, fit(a, b, "the other masks"), b)
 
 
 def difference(a: PyTree, b: PyTree) -> PyTree:
@@ -375,12 +451,12 @@ def difference(a: PyTree, b: PyTree) -> PyTree:
     Returns:
         The difference, a mask tree.
     """
-    check_fit(a, b, "the other masks")
-    return map_masked(lambda x, y: x & ~y, a, b)
+    bool_leaves(b)
+    return map_masked(lambda x, y: x & ~y, fit(a, b, "the other masks"), b)
 
 
-def overlap(a: PyTree, b: PyTree) -> jax.Array:
-    """Measures how much two mask trees share: the intersection over the union.
+def jaccard(a: PyTree, b: PyTree) -> jax.Array:
+    """Returns the Jaccard index of two mask trees: the intersection over the union.
 
     Args:
         a: A mask tree.
@@ -393,7 +469,7 @@ def overlap(a: PyTree, b: PyTree) -> jax.Array:
         ValueError: If the masks do not fit each other.
 
     Example:
-        >>> overlap(jnp.array([True, True, False]), jnp.array([True, False, False]))
+        >>> jaccard(jnp.array([True, True, False]), jnp.array([True, False, False]))
         Array(0.5, dtype=float32)
     """
     either = count_active(union(a, b))
@@ -402,7 +478,7 @@ def overlap(a: PyTree, b: PyTree) -> jax.Array:
 
 
 def churn(before: PyTree, after: PyTree) -> jax.Array:
-    """Measures the fraction of the weights active before that are not active after.
+    """Returns the fraction of the weights active before that are not active after.
 
     Args:
         before: A mask tree.
@@ -419,19 +495,32 @@ def churn(before: PyTree, after: PyTree) -> jax.Array:
     return lost / jnp.maximum(count_active(before), 1)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PackedMask:
+class PackedMask(NamedTuple):
     """One mask at a bit a weight.
 
     Attributes:
         bits: uint8[ceil(size / 8)], the mask's entries in row-major order, the first in
             the highest bit.
-        shape: The mask's shape, static.
+        shape: int32[ndim], the mask's shape.
     """
 
     bits: jax.Array
-    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    shape: jax.Array
+
+
+def is_packed(node: Any) -> bool:
+    """Returns whether a node is a `PackedMask`, also as a dict of its fields.
+
+    Files and `nnx.jit` make a dict or `nnx.State` of it.
+
+    Args:
+        node: A node of a mask tree.
+
+    Returns:
+        True for what `pack_masks` puts at a leaf.
+    """
+    is_dict = isinstance(node, Mapping) and set(node) == set(PackedMask._fields)
+    return is_dict or isinstance(node, PackedMask)
 
 
 def pack_masks(masks: PyTree) -> PyTree:
@@ -447,28 +536,63 @@ def pack_masks(masks: PyTree) -> PyTree:
         >>> pack_masks(jnp.array([True, False, True])).bits.tolist()
         [160]
     """
-    return map_masked(lambda m: PackedMask(jnp.packbits(m), m.shape), masks)
+    bool_leaves(masks)
+    return map_masked(
+        lambda m: PackedMask(jnp.packbits(m), jnp.array(m.shape, jnp.int32)), masks
+    )
 
 
-def unpack_masks(packed: PyTree) -> PyTree:
+def unpack_masks(packed: PyTree, params: PyTree | None = None) -> PyTree:
     """Undoes `pack_masks`.
 
     Args:
-        packed: What `pack_masks` gave; masks that are not packed stay as they are.
+        packed: What `pack_masks` returned; masks that are not packed stay as they are.
+        params: Parameters that the masks are for, needed inside `jax.jit`, where a
+            shape cannot be read from an array. None reads it from there.
 
     Returns:
         The mask tree.
+
+    Raises:
+        ValueError: If the bits are not those of the shape, or that is traced.
 
     Example:
         >>> unpack_masks(pack_masks(jnp.array([True, False, True]))).tolist()
         [True, False, True]
     """
+    shapes = {} if params is None else dict(leaves_with_paths(params))
+    paths = iter(path for path, _ in _packed_leaves(packed))
 
     def unpack(leaf: Any) -> Any:
-        if not isinstance(leaf, PackedMask):
+        path = next(paths)
+        if not is_packed(leaf):
             return leaf
-        flat = jnp.unpackbits(leaf.bits, count=math.prod(leaf.shape))
-        return flat.reshape(leaf.shape).astype(bool)
+        bits, known = jax.tree.leaves(leaf)  # out of what NNX wraps them in
+        if path in shapes:
+            shape = tuple(shapes[path].shape)
+        elif is_traced(known):
+            raise ValueError(
+                "params must be given to unpack masks inside jax.jit, for their "
+                f"shapes; got none for {path!r}."
+            )
+        else:
+            shape = tuple(np.asarray(known).tolist())
+        size = math.prod(shape)
+        if bits.shape != (-(-size // 8),):
+            raise ValueError(
+                f"packed masks must have {-(-size // 8)} bytes for shape {shape} at "
+                f"{path!r}; got {bits.shape}."
+            )
+        flat = jnp.unpackbits(bits, count=size)
+        return flat.reshape(shape).astype(bool)
 
-    is_leaf = lambda node: isinstance(node, (PackedMask, optax.MaskedNode))
-    return jax.tree.map(unpack, packed, is_leaf=is_leaf)
+    return jax.tree.map(unpack, packed, is_leaf=_ends_packed)
+
+
+def _ends_packed(node: Any) -> bool:
+    return is_packed(node) or is_left_dense(node)
+
+
+def _packed_leaves(packed: PyTree) -> list[tuple[str, Any]]:
+    pairs = jax.tree_util.tree_leaves_with_path(packed, is_leaf=_ends_packed)
+    return [(path_string(path), leaf) for path, leaf in pairs]

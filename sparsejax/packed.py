@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from sparsejax.masks import pack_masks, unpack_masks
+from sparsejax.masks import is_packed, pack_masks, unpack_masks
 from sparsejax.transform import SparseTransformation, SparsifyState
 from sparsejax.trees import is_placeholder
 
@@ -60,18 +60,24 @@ def with_packed_masks(tx: SparseTransformation) -> SparseTransformation:
         update_topology: bool | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SparsifyState]:
-        plain = state._replace(masks=unpack_masks(state.masks))
+        if not any(map(is_packed, jax.tree.leaves(state.masks, is_leaf=is_packed))):
+            raise ValueError(
+                "state must have packed masks, as with_packed_masks(tx).init makes it; "
+                "got plain ones."
+            )
+        plain = state._replace(masks=unpack_masks(state.masks, params))
         updates, after = tx.update(
             updates, plain, params, update_topology=update_topology, **extra_args
         )
-        packed = state.masks
+        packed = jax.tree.leaves(state.masks)
         if update_topology is not False:
             packed = jax.lax.cond(
                 update_topology or tx.is_update_step(state.step),
-                lambda: pack_masks(after.masks),
-                lambda: state.masks,
+                lambda: jax.tree.leaves(pack_masks(after.masks)),
+                lambda: packed,
             )
-        return updates, after._replace(masks=packed)
+        like: Any = jax.tree.structure(state.masks)
+        return updates, after._replace(masks=like.unflatten(packed))
 
     packed_tx = SparseTransformation(init_fn, update_fn)
     packed_tx.is_update_step = tx.is_update_step

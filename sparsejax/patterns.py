@@ -1,33 +1,57 @@
 """What one unit of sparsity is: here the neuron, with a fan-in of its own.
 
-A neuron is one entry of a kernel's last axis, as in Flax, where kernels are (..., in,
-out); its fan-in is everything else: kernel positions and input features. A layer has
-`kernel.size / kernel.shape[-1]` weights a neuron.
+A neuron is one output of a kernel: one entry of its last axis as in Flax, where kernels
+are (..., in, out), or of the axes that a `LayerRule` says. Its fan-in is everything
+else: kernel positions and input features.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sparsejax.parameters import LayerRule
 
-def fan_in(shape: tuple[int, ...]) -> int:
-    """Counts the weights of one neuron of a dense kernel.
+
+def by_neuron(leaf: jax.Array, rule: LayerRule) -> jax.Array:
+    """Reshapes a kernel to a matrix with a column for each neuron.
 
     Args:
-        shape: The kernel's shape, with the neurons on the last axis.
+        leaf: An array of a kernel's shape.
+        rule: Its rule, which says the axes of outputs.
 
     Returns:
-        The product of the other axes.
+        The array [fan-in, neurons].
 
     Example:
-        >>> fan_in((3, 3, 16, 32))
-        144
+        >>> by_neuron(jnp.zeros((8, 2, 4)), LayerRule(outputs=(1, 2))).shape
+        (8, 8)
     """
-    size = 1
-    for axis in shape[:-1]:
-        size *= axis
-    return size
+    _, outputs = rule.axes(leaf.ndim)
+    last = range(leaf.ndim - len(outputs), leaf.ndim)
+    neurons = math.prod(leaf.shape[axis] for axis in outputs)
+    return jnp.moveaxis(leaf, outputs, tuple(last)).reshape(-1, neurons)
+
+
+def from_neurons(
+    matrix: jax.Array, rule: LayerRule, shape: tuple[int, ...]
+) -> jax.Array:
+    """Undoes `by_neuron`.
+
+    Args:
+        matrix: An array [fan-in, neurons].
+        rule: The kernel's rule.
+        shape: The kernel's shape.
+
+    Returns:
+        The array of that shape.
+    """
+    _, outputs = rule.axes(len(shape))
+    last = tuple(range(len(shape) - len(outputs), len(shape)))
+    rest = [n for axis, n in enumerate(shape) if axis not in outputs]
+    moved = matrix.reshape(*rest, *(shape[axis] for axis in outputs))
+    return jnp.moveaxis(moved, last, outputs)
 
 
 def count_per_neuron(mask: jax.Array) -> jax.Array:

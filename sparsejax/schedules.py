@@ -11,9 +11,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.checks import check_fraction, check_sparsity, check_step
+from sparsejax.checks import (
+    Check,
+    check_fraction,
+    check_range,
+    check_setting,
+    check_sparsity,
+    check_step,
+    is_traced,
+)
 
 Schedule = Callable[[Any], Any]
+Setting = float | Schedule
+
+
+def as_schedule(
+    name: str, setting: Any, check: Check, schedule_of: Callable[[Any], Schedule]
+) -> Schedule:
+    """Returns a schedule as it is, and a method's own schedule for a number.
+
+    Args:
+        name: The argument's name, for the message.
+        setting: A number, or a function of the step, as optax's learning rate.
+        check: What a number must pass.
+        schedule_of: Returns the method's schedule for a number.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If the setting is neither, or the number does not pass.
+    """
+    check_setting(name, setting, check)
+    return setting if callable(setting) else schedule_of(setting)
 
 
 def _progress(step: Any, begin_step: int, end_step: int) -> Any:
@@ -25,8 +55,7 @@ def _progress(step: Any, begin_step: int, end_step: int) -> Any:
 def _check_span(initial: Any, final: Any, begin_step: int, end_step: int) -> None:
     check_sparsity("initial_sparsity", initial)
     check_sparsity("final_sparsity", final)
-    concrete = not any(isinstance(s, jax.core.Tracer) for s in (initial, final))
-    if concrete and initial > final:
+    if not (is_traced(initial) or is_traced(final)) and initial > final:
         raise ValueError(
             "initial_sparsity must not be above final_sparsity; got "
             f"{initial} and {final}."
@@ -105,7 +134,7 @@ def constant_prune_rate(prune_rate: float) -> Schedule:
     """The same prune rate at every update, as in SET.
 
     Args:
-        prune_rate: The fraction of active weights to exchange, in (0, 1).
+        prune_rate: The fraction of active weights to drop and grow, in (0, 1).
 
     Returns:
         The schedule, step -> prune rate.
@@ -133,7 +162,7 @@ def cosine_prune_rate(
     Args:
         prune_rate: r_0, in (0, 1).
         total_steps: T, at least 1.
-        final_prune_rate: r_f, in [0, r_0].
+        final_prune_rate: r_f, in [0, 1); where r_0 is below it the rate stays at r_0.
 
     Returns:
         The schedule, step -> prune rate.
@@ -148,16 +177,14 @@ def cosine_prune_rate(
     """
     check_fraction("prune_rate", prune_rate)
     check_step("total_steps", total_steps, 1)
-    if not 0 <= final_prune_rate <= prune_rate:
-        raise ValueError(
-            f"final_prune_rate must be in [0, prune_rate={prune_rate}]; got "
-            f"{final_prune_rate}."
-        )
+    check_range("final_prune_rate", final_prune_rate, lambda r: 0 <= r < 1, "in [0, 1)")
+    known = not (is_traced(prune_rate) or is_traced(final_prune_rate))
+    lowest = (min if known else jnp.minimum)(final_prune_rate, prune_rate)
 
     def schedule(step: Any) -> Any:
         cos = jnp.cos if isinstance(step, jax.Array) else np.cos
         swing = (1 + cos(np.pi * _progress(step, 0, total_steps))) / 2
-        return final_prune_rate + (prune_rate - final_prune_rate) * swing
+        return lowest + (prune_rate - lowest) * swing
 
     return schedule
 

@@ -7,304 +7,385 @@ passes settle 32-bit scores (8 settle 16-bit ones). Distinct scores end the sear
 sooner, as soon as a count hits k. Only counts are reduced, so that over sharded arrays
 only scalars cross the network, and k may be traced.
 
-Equal scores at the threshold are taken in order of position (the first leaf first, row
-major inside a leaf): once the score is settled, the search goes on over positions.
+Equal scores at the threshold are taken in an order of their own, searched likewise: by
+position (the first leaf first, row major inside a leaf), or with a key in a random
+order of positions inside each leaf.
 
--0.0 equals 0.0. Denormals are told apart, also where arithmetic flushes them to zero.
-NaN ranks below everything else, -inf included.
+-0.0 equals 0.0. Denormals are ordered correctly, also where arithmetic flushes them to
+zero. NaN ranks below everything else, -inf included.
+
+Each leaf is read where it lies, however it is sharded. A program has two kernels a leaf
+for all its selections, the count and the mark: what to rank by is the same for pruning
+and growing, and which leaf it is and whether it grows are known only as it runs. XLA
+compiles equal kernels once, also those of leaves of one shape, which is what keeps
+compiling short.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.checks import SCOPES, check_choice, check_count
-from sparsejax.layouts import Layout, layout_of
+from sparsejax.counts import MOST, count_each, wide
 
 PyTree = Any
+Rank = Callable[[jax.Array], jax.Array] | None
+Arrays = Sequence[jax.Array]
 
 _INTEGER_OF_SIZE = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
-_MAX_LEAF = 2**31 - 1
+# Points of a bracket that one pass counts at. On a CPU reading the scores costs more
+# than comparing them with three points, but less than with seven.
+_POINTS = 3
 
 
 def _ordered(scores: jax.Array) -> jax.Array:
-    """Maps scores to signed integers of the same order."""
+    """Maps scores to signed integers of the same order, above the lowest integer."""
     if jnp.issubdtype(scores.dtype, jnp.signedinteger):
-        return scores
+        wider = jnp.int32 if scores.dtype.itemsize < 4 else jnp.int64
+        return jnp.maximum(scores.astype(wider), jnp.iinfo(wider).min + 1)
     integer = _INTEGER_OF_SIZE[scores.dtype.itemsize]
-    top, bottom = jnp.iinfo(integer).max, jnp.iinfo(integer).min
+    top = jnp.iinfo(integer).max
     bits = jax.lax.bitcast_convert_type(scores, integer)
     # Sign and magnitude to two's complement: the larger a negative float's magnitude
     # bits, the smaller it is. -0.0 has magnitude 0 and lands on 0.
     magnitude = bits & top
     ordered = jnp.where(bits < 0, -magnitude, magnitude)
     is_nan = magnitude > jax.lax.bitcast_convert_type(
-        jnp.array(jnp.inf, scores.dtype), integer
+        jnp.array(np.inf, scores.dtype), integer
     )
-    return jnp.where(is_nan, integer(bottom), ordered)
+    return jnp.where(is_nan, integer(-top), ordered)
 
 
 def _unordered(ordered: jax.Array, dtype: Any) -> jax.Array:
     """Turns one ordered integer back into the score it stands for."""
     if jnp.issubdtype(dtype, jnp.signedinteger):
-        return ordered
+        return ordered.astype(dtype)
     info = jnp.iinfo(ordered.dtype)
     bits = jnp.where(ordered < 0, -ordered | info.min, ordered)
     value = jax.lax.bitcast_convert_type(bits, dtype)
-    return jnp.where(ordered == info.min, jnp.array(jnp.nan, dtype), value)
+    return jnp.where(ordered == -info.max, jnp.array(jnp.nan, dtype), value)
 
 
-# Points of a bracket that one pass counts at. On a CPU reading the scores costs more
-# than comparing them with three points, but less than with seven.
-_POINTS = 3
+def _order(shape: tuple[int, ...], factor: jax.Array, offset: jax.Array) -> jax.Array:
+    """Numbers entries in the order in which ties are taken: factor * position + offset.
+
+    A permutation of 32-bit numbers, as the factor is odd. Positions are row-major, and
+    not made by a reshape, which would gather shards.
+    """
+    order, stride = jnp.broadcast_to(offset, shape), 1
+    for axis in reversed(range(len(shape))):
+        if shape[axis] > 1:
+            index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+            order = order + index * (factor * jnp.uint32(stride % 2**32))
+        stride *= shape[axis]
+    return order
 
 
-def _interior(low: jax.Array, high: jax.Array) -> jax.Array:
-    """Divides brackets in four: three rising points of [low, high), or low itself."""
+def _item(values: jax.Array, leaf: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(values, leaf, keepdims=False)
+
+
+def _quarters(low: jax.Array, high: jax.Array) -> jax.Array:
+    """Divides brackets [G] in four: points [G, 3] of [low, high), or low itself."""
     # As unsigned integers: high - low can be more than a signed one holds.
-    span = (high - low).astype(f"uint{8 * low.dtype.itemsize}")[None]
-    parts = _POINTS + 1
-    j = jnp.arange(1, parts, dtype=span.dtype).reshape(_POINTS, *[1] * low.ndim)
-    return low[None] + (span // parts * j + span % parts * j // parts).astype(low.dtype)
+    span = (high - low).astype(f"uint{8 * low.dtype.itemsize}")[:, None]
+    j = jnp.arange(1, _POINTS + 1, dtype=span.dtype)[None]
+    return low[:, None] + ((span >> 2) * j + (((span & 3) * j) >> 2)).astype(low.dtype)
 
 
-Points = Callable[[jax.Array], jax.Array]
-_Search = tuple[jax.Array, jax.Array, jax.Array]
+class _Bracket(NamedTuple):
+    """Where the k-th largest score of each group lies, narrowed pass by pass.
 
-
-def _narrow(
-    low: jax.Array, high: jax.Array, k: jax.Array, count: Points
-) -> tuple[jax.Array, jax.Array]:
-    """Finds points of [low, high] with at most k: any with k, or else the smallest.
-
-    `count` gives the counts at points [_POINTS, *k.shape]; they fall as points rise and
-    are 0 at `high`. Returns the points and the counts there, of k's shape.
+    Attributes:
+        low: [G], more than k scores are above every integer below it.
+        high: [G], at most k scores are above it. In the end it is `low`.
+        at_least: int32 [L], the scores of each leaf that are not below `low`.
+        above: int32 [L], the scores of each leaf above `high`.
+        points: [L, 3], where to count next; carried, so that the kernels that count
+            do not compute them.
     """
 
-    def is_open(low: jax.Array, high: jax.Array, found: jax.Array) -> jax.Array:
-        return (low < high) & (found != k)
-
-    def step(state: _Search) -> _Search:
-        low, high, found = state
-        points = _interior(low, high)
-        counts = count(points)
-        searched = is_open(*state)
-        for point, here in zip(points, counts):
-            low = jnp.where(searched & (here > k), jnp.maximum(low, point + 1), low)
-        for point, here in reversed(list(zip(points, counts))):
-            enough = searched & (here <= k)
-            high, found = jnp.where(enough, point, high), jnp.where(enough, here, found)
-        return low, high, found
-
-    start = (low, high, jnp.zeros(k.shape, jnp.int32))
-    _, high, found = jax.lax.while_loop(lambda s: jnp.any(is_open(*s)), step, start)
-    return high, found
+    low: jax.Array
+    high: jax.Array
+    at_least: jax.Array
+    above: jax.Array
+    points: jax.Array
 
 
-Key = Callable[[jax.Array], jax.Array] | None
-Arrays = Sequence[jax.Array]
+class _Cut(NamedTuple):
+    """Where the equal scores that are taken end in each leaf, narrowed likewise.
+
+    Attributes:
+        round: Round 0 marks none of them, and round 1 counts what that marks.
+        low: uint32 [L], the least that the cut can be.
+        high: uint32 [L], the most.
+        cut: uint32 [L]: what comes before it in the order of ties is taken.
+        strict: int32 [L], the entries that round 0 marks.
+        marks: The new masks.
+    """
+
+    round: jax.Array
+    low: jax.Array
+    high: jax.Array
+    cut: jax.Array
+    strict: jax.Array
+    marks: list[jax.Array]
 
 
 class _Ranking(NamedTuple):
-    """Packed scores, and among which of them the largest are looked for.
+    """Scores [L leaves], which of them may be taken, and how many of each group [G].
 
-    Points are ordered keys, [P] of all leaves together or [P, leaves] of each of them.
+    Attributes:
+        scores: Arrays of one dtype.
+        masks: Bool arrays: what may be taken is active, or inactive where it grows.
+        k: int64 [G].
+        groups: The group of each leaf.
+        rank: What to rank by.
+        grow: Bool scalar, whether inactive entries are to become active.
+        salts: uint32 [L] each, odd factors and offsets that permute positions to the
+            order in which ties are taken; 1 and 0 take them by position.
+        leaves: The number of each leaf, known only as it runs: a kernel that takes its
+            leaf's part of a vector by it is the same for all leaves of a shape.
     """
 
-    layout: Layout
     scores: Arrays
-    among: Arrays
-    key: Key
+    masks: Arrays
+    k: jax.Array
+    groups: tuple[int, ...]
+    rank: Rank
+    grow: jax.Array
+    salts: tuple[jax.Array, jax.Array]
+    leaves: Arrays
 
-    def _keys(self, array: jax.Array) -> jax.Array:
-        return _ordered(array if self.key is None else self.key(array))
+    def ranks(self, score: jax.Array) -> jax.Array:
+        score = score if self.rank is None else self.rank(score)
+        # An int32 that a rank function returns is never the lowest one.
+        is_rank = self.rank is not None and score.dtype == jnp.int32
+        return score if is_rank else _ordered(score)
 
-    def _spread(self, points: jax.Array) -> list[jax.Array]:
-        by_leaf = points if points.ndim == 2 else points[:, None]
-        shape = (len(points), len(self.layout.sizes))
-        return self.layout.spread(jnp.broadcast_to(by_leaf, shape))
+    def spread(self, values: jax.Array) -> jax.Array:
+        """Returns for each leaf what its group has."""
+        if self.groups == tuple(range(len(values))):
+            return values
+        return values[np.array(self.groups)]
 
-    def above(self, points: jax.Array) -> list[list[jax.Array]]:
-        """Marks the scores above each point."""
-        return [
-            [allow & (self._keys(array) > point) for point in here]
-            for array, allow, here in zip(self.scores, self.among, self._spread(points))
-        ]
+    def total(self, counts: jax.Array) -> jax.Array:
+        """Adds up the leaves of each group, in int64."""
+        counts = counts.astype(jnp.int64)
+        if self.groups == tuple(range(len(self.k))):
+            return counts
+        return (
+            jnp.zeros((len(self.k), *counts.shape[1:]), jnp.int64)
+            .at[np.array(self.groups)]
+            .add(counts)
+        )
 
-    def equal(self, point: jax.Array) -> list[jax.Array]:
-        """Marks the scores at one point."""
-        points = self._spread(point[None])
-        return [
-            allow & (self._keys(array) == here[0])
-            for array, allow, here in zip(self.scores, self.among, points)
-        ]
+    def bracket(self) -> _Bracket:
+        """Finds a point for each group with k above it, or the smallest with fewer."""
+        info = jnp.iinfo(jax.eval_shape(self.ranks, self.scores[0]).dtype)
 
-    def end(self, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Finds where the k largest end.
-
-        Returns the key of the last one, of k's shape, and int32 counts [leaves]: of the
-        scores above it, and how many of those equal to it are among the k.
-        """
-
-        def count(points: jax.Array) -> jax.Array:
-            # What does not depend on the points would be computed before the loop and
-            # stored: the keys, as large as the weights. In a pass they cost nothing
-            # beside reading the scores.
-            now, points = jax.lax.optimization_barrier((self.scores, points))
-            counts = self.layout.count(self._replace(scores=now).above(points))
-            return counts if k.ndim else jnp.sum(counts, axis=1, dtype=jnp.int32)
-
-        info = jnp.iinfo(jax.eval_shape(self._keys, self.scores[0]).dtype)
-        lowest = jnp.full(k.shape, info.min, info.dtype)
-        point, found = _narrow(lowest, jnp.full_like(lowest, info.max), k, count)
-        if k.ndim:
-            return point, found, k - found
-        marks = zip(self.above(point[None]), self.equal(point))
-        above, equal = self.layout.count([[*higher, level] for higher, level in marks])
-        # The first leaves take theirs first.
-        before = jnp.cumsum(equal) - equal
-        return point, above, jnp.clip(k - found - before, 0, equal)
-
-
-def _first(layout: Layout, marks: Arrays, amounts: jax.Array) -> list[jax.Array]:
-    """Keeps what is marked first in each leaf, so many as `amounts` [leaves] says."""
-
-    def early(points: jax.Array, zero: jax.Array) -> list[list[jax.Array]]:
-        """Marks up to the positions -point: fewer as points rise."""
-        return [
-            [mark & (position <= -point) for point in here]
-            for mark, position, here in zip(
-                marks, layout.positions(zero), layout.spread(points)
+        def narrow(now: _Bracket) -> _Bracket:
+            # Or the ranks, which do not depend on the points, would be stored.
+            scores, masks, points = jax.lax.optimization_barrier(
+                (self.scores, self.masks, now.points)
             )
-        ]
+            marks = []
+            for score, mask, leaf in zip(scores, masks, self.leaves):
+                ranks, allowed, here = (
+                    self.ranks(score),
+                    mask != self.grow,
+                    _item(points, leaf),
+                )
+                marks.append([allowed & (ranks > here[i]) for i in range(_POINTS)])
+            counts = count_each(marks)
+            totals, points = self.total(counts), _quarters(now.low, now.high)
+            # Counts fall as points rise: the first `more` of them are too many.
+            more = jnp.sum(totals > self.k[:, None], axis=1, keepdims=True)
+            i, is_open = jnp.arange(_POINTS)[None], (now.low < now.high)[:, None]
+            last_above, first_within = is_open & (i == more - 1), is_open & (i == more)
 
-    def count(points: jax.Array) -> jax.Array:
-        # As above: positions are not to be stored.
-        return layout.count(early(*jax.lax.optimization_barrier((points, zero))))
+            def at(chosen: jax.Array, values: jax.Array, otherwise: Any) -> jax.Array:
+                value = jnp.sum(
+                    jnp.where(chosen, values, 0), axis=1, dtype=values.dtype
+                )
+                return jnp.where(jnp.any(chosen, axis=1), value, otherwise)
 
-    zero = jnp.int32(0)
-    last = jnp.asarray(layout.sizes - 1, jnp.int32)
-    point, _ = _narrow(-last, jnp.ones_like(last), amounts, count)
-    return [mark for (mark,) in early(point[None], zero)]
+            low = at(last_above, points + 1, now.low)
+            high = at(first_within, points, now.high)
+            hit = jnp.any(first_within & (totals == self.k[:, None]), axis=1)
+            low = jnp.where(hit, high, low)
+            return _Bracket(
+                low,
+                high,
+                at(self.spread(last_above), counts, now.at_least),
+                at(self.spread(first_within), counts, now.above),
+                self.spread(_quarters(low, high)),
+            )
+
+        high = jnp.full(self.k.shape, info.max, info.dtype)
+        low = jnp.where(self.k > 0, jnp.full_like(high, info.min), high)
+        zeros = jnp.zeros(len(self.groups), jnp.int32)
+        points = self.spread(_quarters(low, high))
+        start = _Bracket(low, high, zeros, zeros, points)
+        return jax.lax.while_loop(
+            lambda now: jnp.any(now.low < now.high), narrow, start
+        )
+
+    def mark(self, points: jax.Array, cuts: jax.Array) -> list[jax.Array]:
+        """Takes the scores above the points, and those at them before the cuts."""
+        # In a loop, what does not depend on the cuts would be stored before it.
+        scores, masks, salts, points, cuts = jax.lax.optimization_barrier(
+            (self.scores, self.masks, self.salts, points, cuts)
+        )
+        marks = []
+        for score, mask, leaf in zip(scores, masks, self.leaves):
+            ranks, point = self.ranks(score), _item(points, leaf)
+            factor, offset = (_item(salt, leaf) for salt in salts)
+            is_early = _order(mask.shape, factor, offset) < _item(cuts, leaf)
+            taken = (ranks > point) | ((ranks == point) & is_early)
+            # What may not be taken stays: active where it grows, inactive otherwise.
+            marks.append(jnp.where(mask != self.grow, taken, mask))
+        return marks
+
+    def take(self, found: _Bracket) -> list[jax.Array]:
+        """Marks the scores above the points and as many at them as are missing."""
+        equal = jnp.maximum(found.at_least - found.above, 0)
+        missing = self.k - self.total(found.above)
+        # The first leaves of a group take theirs first.
+        of = np.array(self.groups)
+        earlier = np.tril(of[:, None] == of, -1)
+        before = jnp.sum(jnp.where(earlier, equal.astype(jnp.int64), 0), axis=1)
+        need = jnp.clip(self.spread(missing) - before, 0, equal).astype(jnp.int32)
+        # All the equal ones of a leaf are those above the integer below.
+        takes_all = (need == equal) & (need > 0)
+        points = self.spread(found.high)
+        points = jnp.where(takes_all, points - 1, points)
+        need = jnp.where(takes_all, 0, need)
+
+        sizes = jnp.array(list(map(jnp.size, self.masks)), jnp.uint32)
+        by_position = self.salts[0] == 1
+        high = jnp.where(by_position, sizes, jnp.uint32(2**32 - 1))
+        high = jnp.where(need > 0, high, 0)
+
+        def narrow(now: _Cut) -> _Cut:
+            # All that is marked, not the tied alone: it takes no kernel of its own.
+            here = count_each([[mark] for mark in now.marks])[:, 0]
+            strict = jnp.where(now.round == 1, here, now.strict)
+            is_open = (now.low < now.high) & (now.round > 1)
+            tied = here - strict
+            high = jnp.where(is_open & (tied >= need), now.cut, now.high)
+            low = jnp.where(is_open & (tied < need), now.cut + 1, now.low)
+            low = jnp.where(is_open & (tied == need), high, low)
+            middle = low + ((high - low) >> 1)
+            cut = jnp.where(now.round == 0, 0, middle)
+            return _Cut(now.round + 1, low, high, cut, strict, self.mark(points, cut))
+
+        zeros = jnp.zeros_like(high)
+        start = _Cut(
+            jnp.int32(0), zeros, high, zeros, jnp.zeros_like(need), list(self.masks)
+        )
+        return jax.lax.while_loop(
+            lambda now: (now.round == 0) | jnp.any(now.low < now.high), narrow, start
+        ).marks
+
+
+def select(
+    scores: Arrays,
+    masks: Arrays,
+    k: jax.Array,
+    groups: Sequence[int],
+    rank: Rank = None,
+    grow: bool = False,
+    key: jax.Array | None = None,
+) -> list[jax.Array]:
+    """Keeps the k largest active entries, or grows the k largest inactive ones.
+
+    Call it in a `sparsejax.counts.wide` scope.
+
+    Args:
+        scores: Arrays of one dtype, as `comparable` returns them.
+        masks: Bool arrays of their shapes.
+        k: int64 [G], how many of each group; where fewer are there, all are taken.
+        groups: The group of each array: those of one group are ranked together.
+        rank: What to rank by, as in `top_k_mask`.
+        grow: Whether inactive entries are to become active.
+        key: A PRNG key that spreads ties at random inside an array when growing; None
+            takes them by position.
+
+    Returns:
+        The new masks.
+    """
+    n = len(scores)
+    factors, offsets = jnp.ones(n, jnp.uint32), jnp.zeros(n, jnp.uint32)
+    if key is not None:
+        factors, offsets = jax.random.bits(key, (2, n), jnp.uint32)
+    salts = factors | 1, offsets
+    return _select(list(scores), list(masks), k, salts, tuple(groups), rank, grow)
+
+
+def _run(
+    scores: Arrays,
+    masks: Arrays,
+    k: jax.Array,
+    salts: tuple[jax.Array, jax.Array],
+    groups: tuple[int, ...],
+    rank: Rank,
+    grow: bool,
+) -> list[jax.Array]:
+    leaves = list(map(jnp.uint32, range(len(scores))))  # unsigned: none from the end
+    known = jnp.bool_(grow), leaves
+    # Both branches are the same, but XLA does not see it: see `_Ranking.leaves`.
+    growing, leaves = jax.lax.cond(
+        k[0] < 0, lambda: jax.lax.optimization_barrier(known), lambda: known
+    )
+    ranking = _Ranking(scores, masks, k, groups, rank, growing, salts, leaves)
+    return ranking.take(ranking.bracket())
 
 
 # Compiled, so that an eager call compiles once for its shapes, not at every call.
-_jit = functools.partial(jax.jit, static_argnames=("layout", "key"))
-
-
-@_jit
-def select(
-    layout: Layout,
-    scores: Arrays,
-    among: Arrays,
-    k: jax.Array,
-    key: Key = None,
-    beside: Arrays | None = None,
-) -> list[jax.Array]:
-    """Marks the k largest scores where the leaves are packed already.
-
-    Args:
-        layout: How leaves lie in arrays.
-        scores: The packed scores, as `comparable` gives them.
-        among: The packed bool arrays of what can be marked.
-        k: int32 counts, [leaves] to rank each leaf by itself, [] to rank all together.
-        key: What to rank by, as in `top_k_mask`.
-        beside: Packed bool arrays of what is marked too; None for nothing.
-
-    Returns:
-        Packed bool arrays.
-    """
-    ranking = _Ranking(layout, scores, among, key)
-    point, _, ties = ranking.end(k)
-    marked = [jnp.zeros_like(allow) for allow in among] if beside is None else beside
-
-    def chosen() -> list[jax.Array]:
-        tied = _first(layout, ranking.equal(point), ties)
-        above = ranking.above(point[None])
-        return [old | new | tie for old, (new,), tie in zip(marked, above, tied)]
-
-    # A conditional, as its result is written to memory: XLA's CPU backend would work a
-    # mere expression out again wherever a leaf of it is used.
-    return jax.lax.cond(jnp.any(k > 0), chosen, lambda: list(marked))
-
-
-@_jit
-def count_selected(
-    layout: Layout, scores: Arrays, among: Arrays, k: jax.Array, key: Key = None
-) -> jax.Array:
-    """Counts what `select` marks in each leaf where all are ranked together.
-
-    Args:
-        layout: How leaves lie in arrays.
-        scores: The packed scores, as `comparable` gives them.
-        among: The packed bool arrays of what can be marked.
-        k: An int32 scalar.
-        key: What to rank by, as in `top_k_mask`.
-
-    Returns:
-        int32 [leaves].
-    """
-    _, above, ties = _Ranking(layout, scores, among, key).end(k)
-    return above + ties
-
-
-def _check_scores(leaves: Sequence[jax.Array]) -> None:
-    if not leaves:
-        raise ValueError("scores must hold at least one array; got an empty tree.")
-    for leaf in leaves:
-        is_float = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize >= 2
-        if not (is_float or jnp.issubdtype(leaf.dtype, jnp.signedinteger)):
-            raise ValueError(
-                f"scores must be floats of 16 bits or more, or signed integers; got "
-                f"{leaf.dtype}."
-            )
-        if leaf.size > _MAX_LEAF:
-            raise ValueError(
-                f"scores must have at most {_MAX_LEAF} entries an array, as far as "
-                f"int32 counts; got {leaf.size}."
-            )
-
-
-def _check_total(leaves: Sequence[jax.Array]) -> None:
-    total = sum(leaf.size for leaf in leaves)
-    if total > _MAX_LEAF:
-        raise ValueError(
-            f"scores must have at most {_MAX_LEAF} entries to be ranked together, as "
-            f'far as int32 counts; got {total}: use scope="layer".'
-        )
-
-
-def _check_structure(name: str, tree: PyTree, structure: Any) -> None:
-    if jax.tree.structure(tree) != structure:
-        raise ValueError(
-            f"{name} must be a tree like scores, of the structure {structure}; got "
-            f"{jax.tree.structure(tree)}."
-        )
+_select = jax.jit(_run, static_argnames=("groups", "rank", "grow"))
 
 
 def comparable(leaves: Sequence[Any]) -> list[jax.Array]:
-    """Makes arrays of one dtype, in which all of them can be ranked.
+    """Converts arrays to one dtype, in which all of them can be ranked.
 
     Args:
         leaves: Arrays of scores.
 
     Returns:
-        The arrays in the widest of their dtypes.
+        The arrays in the widest of their dtypes, without a derivative: which are the
+        largest does not change with small changes of scores.
 
     Raises:
         ValueError: If there are none, they have no order or are too large.
     """
-    arrays = [jnp.asarray(leaf) for leaf in leaves]
-    _check_scores(arrays)
-    dtype = jnp.result_type(*{array.dtype for array in arrays})
+    arrays = list(map(jax.lax.stop_gradient, map(jnp.asarray, leaves)))
+    if not arrays:
+        raise ValueError("scores must hold at least one array; got an empty tree.")
+    for array in arrays:
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        if is_float and array.dtype.itemsize < 2:
+            is_float = False
+        if not (is_float or jnp.issubdtype(array.dtype, jnp.signedinteger)):
+            raise ValueError(
+                f"scores must be floats of 16 bits or more, or signed integers; got "
+                f"{array.dtype}."
+            )
+        if array.size > MOST:
+            raise ValueError(
+                f"scores must have at most {MOST} entries an array, as far as int32 "
+                f"counts; got {array.size}: a leaf of stacked layers can be ranked "
+                "layer by layer, with LayerRule(stacked=True)."
+            )
+    dtype = jnp.result_type(*arrays)
     return [array.astype(dtype) for array in arrays]
 
 
 def kth_largest(scores: PyTree, k: Any) -> jax.Array:
-    """Finds the k-th largest entry of an array, or over all arrays of a tree.
+    """Returns the k-th largest entry of an array, or over all arrays of a tree.
 
     Args:
         scores: An array or a pytree of arrays of any shapes, of float16, bfloat16,
@@ -324,22 +405,17 @@ def kth_largest(scores: PyTree, k: Any) -> jax.Array:
         5.0
     """
     leaves = comparable(jax.tree.leaves(scores))
-    _check_total(leaves)
     check_count("k", k, 1, sum(leaf.size for leaf in leaves))
-    return _kth_largest(leaves, jnp.asarray(k, jnp.int32))
-
-
-@jax.jit
-def _kth_largest(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-    layout = layout_of(leaves)
-    everywhere = layout.pack([jnp.ones(leaf.shape, bool) for leaf in leaves])
-    scores = layout.pack(leaves)
-    highest = jnp.iinfo(_ordered(leaves[0]).dtype).max
-    least = [
-        jnp.min(jnp.where(chosen, _ordered(score), highest), initial=highest)
-        for chosen, score in zip(select(layout, scores, everywhere, k), scores)
-    ]
-    return _unordered(jnp.min(jnp.stack(least)), leaves[0].dtype)
+    everywhere = [jnp.ones(leaf.shape, bool) for leaf in leaves]
+    chosen = top_k_mask(leaves, k, among=everywhere)
+    with wide():
+        ranks = [_ordered(leaf) for leaf in leaves]
+        highest = jnp.iinfo(ranks[0].dtype).max
+        least = [
+            jnp.min(jnp.where(mark, rank, highest), initial=highest)
+            for mark, rank in zip(chosen, ranks)
+        ]
+        return _unordered(jnp.min(jnp.stack(least)), leaves[0].dtype)
 
 
 def top_k_mask(
@@ -347,7 +423,7 @@ def top_k_mask(
     k: Any,
     among: PyTree | None = None,
     scope: str = "global",
-    key: Callable[[jax.Array], jax.Array] | None = None,
+    rank: Rank = None,
 ) -> PyTree:
     """Marks the k largest entries; ties go to the earlier position.
 
@@ -359,9 +435,10 @@ def top_k_mask(
         among: Bool arrays like `scores`: only these entries can be marked. None allows
             all.
         scope: "global" ranks all arrays together, "layer" each array by itself.
-        key: A function of each array to rank by, such as `jnp.abs`, as in `sorted`. It
-            is applied in each pass over the scores, so that what it gives is never
-            stored. None ranks by the scores themselves.
+        rank: A function of each array to rank by, such as `jnp.abs`. It is applied in
+            each pass over the scores, so that what it returns is never stored. None
+            ranks by the scores themselves. Where it returns int32, the lowest integer
+            must not be among them.
 
     Returns:
         Bool arrays like `scores` with exactly k True.
@@ -389,17 +466,23 @@ def top_k_mask(
                 f"{list(allow.shape)} for scores of shape {list(leaf.shape)}."
             )
     if scope == "global":
-        _check_total(leaves)
         check_count("k", k, 0, sum(leaf.size for leaf in leaves))
-        amounts = jnp.asarray(k, jnp.int32)
+        each, groups = [k], [0] * len(leaves)
     else:
-        each = [k] * len(leaves)
+        each, groups = [k] * len(leaves), list(range(len(leaves)))
         if not jax.tree_util.all_leaves([k]):
             _check_structure("k", k, structure)
             each = jax.tree.leaves(k)
         for leaf, amount in zip(leaves, each):
             check_count("k", amount, 0, leaf.size)
-        amounts = jnp.stack([jnp.asarray(amount, jnp.int32) for amount in each])
-    layout = layout_of(leaves)
-    packed = layout.pack(leaves), layout.pack(allowed)
-    return structure.unflatten(layout.unpack(select(layout, *packed, amounts, key)))
+    with wide():
+        amounts = jnp.stack([jnp.asarray(amount, jnp.int64) for amount in each])
+        return structure.unflatten(select(leaves, allowed, amounts, groups, rank))
+
+
+def _check_structure(name: str, tree: PyTree, structure: Any) -> None:
+    if jax.tree.structure(tree) != structure:
+        raise ValueError(
+            f"{name} must be a tree like scores, of the structure {structure}; got "
+            f"{jax.tree.structure(tree)}."
+        )

@@ -1,41 +1,86 @@
 """Topology updates: which weights to drop and which to grow, as pure functions.
 
-    masks, params, grads  --prune / regrow / exchange-->  masks
+    masks, params, grads  --prune / regrow-->  masks
 
-Pruning only removes, growth only adds, and every count is exact at any dtype, with ties
-broken by position. A score that is not finite never wins a place.
+Pruning only removes, growth only adds, and every count is exact at any dtype. Ties are
+broken by position, or at random when growing with a key. A score that is not finite
+never wins a place. The elements of `sparsejax.chain` call these functions.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import scores
-from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
-from sparsejax.counts import drop_count, keep_count
-from sparsejax.layouts import layout_of
-from sparsejax.masks import count_active, count_prunable
-from sparsejax.selection import comparable, count_selected, select, top_k_mask
-from sparsejax.trees import check_counts, check_fit, map_masked
+from sparsejax.checks import SCOPES, check_choice, check_range, check_sparsity
+from sparsejax.counts import count_each, dropped_of, kept_of, value_at, wide
+from sparsejax.selection import Rank, comparable, select
+from sparsejax.trees import check_counts, fit, map_masked
 
 PyTree = Any
-Key = Callable[[jax.Array], jax.Array] | None
 
 
-def _fitted(score: PyTree, masks: PyTree) -> PyTree:
-    """Gives the scores of the masked leaves, once they are known to fit."""
-    check_fit(masks, score, "scores")
-    return map_masked(lambda mask, leaf: leaf, masks, score)
+def take(
+    score: PyTree,
+    masks: PyTree,
+    k: Any,
+    groups: Any,
+    rank: Rank,
+    grow: bool = False,
+    key: jax.Array | None = None,
+) -> PyTree:
+    """Keeps the k largest active weights, or grows the k largest inactive ones.
+
+    Args:
+        score: Scores, a tree like `masks`.
+        masks: The masks in force.
+        k: Integers [G], how many of each group; may be int64 in a `wide` scope.
+        groups: The group of each layer.
+        rank: What of the scores to rank by; see `sparsejax.top_k_mask`.
+        grow: Whether inactive weights are to become active.
+        key: A PRNG key that spreads ties at random when growing.
+
+    Returns:
+        The new masks.
+
+    Raises:
+        ValueError: If the scores do not fit the masks or have no order.
+    """
+    masks = fit(masks, score, "scores")
+    leaves = jax.tree.leaves(masks)
+    structure: Any = jax.tree.structure(masks)
+    ranked = comparable(jax.tree.leaves(map_masked(lambda _, s: s, masks, score)))
+    with wide():
+        k = jnp.asarray(k).astype(jnp.int64)
+        return structure.unflatten(select(ranked, leaves, k, groups, rank, grow, key))
 
 
-def _drop_counts(fraction: Any, active: jax.Array) -> jax.Array:
-    """Counts what a fraction of each count drops."""
-    if not is_traced(fraction) and not 0 <= np.asarray(fraction) <= 1:
-        raise ValueError(f"fraction must be in [0, 1]; got {fraction}.")
-    return drop_count(fraction, active)
+def count_by_layer(masks: PyTree) -> jax.Array:
+    """Counts the active weights of each layer.
+
+    Args:
+        masks: A mask tree.
+
+    Returns:
+        int32 [L].
+    """
+    return count_each([[mask] for mask in jax.tree.leaves(masks)])[:, 0]
+
+
+def _groups(masks: PyTree, scope: str) -> tuple[list[int], list[int]]:
+    """The group of each layer, and the size of each group."""
+    sizes = [mask.size for mask in jax.tree.leaves(masks)]
+    if scope == "global":
+        return [0] * len(sizes), [sum(sizes)]
+    return list(range(len(sizes))), sizes
+
+
+def _amounts(name: str, amounts: Any, masks: PyTree, scope: str) -> jax.Array:
+    """Numbers of weights as an array, once they fit; call it in a `wide` scope."""
+    check_counts(name, amounts, masks, scope)
+    return jnp.stack([jnp.asarray(n, jnp.int64) for n in jax.tree.leaves(amounts)])
 
 
 def prune_by_score(
@@ -46,7 +91,7 @@ def prune_by_score(
     fraction: Any = None,
     keep: Any = None,
     scope: str = "global",
-    key: Key = None,
+    rank: Rank = None,
 ) -> PyTree:
     """Drops the active weights of lowest score; give one of the three amounts.
 
@@ -59,7 +104,7 @@ def prune_by_score(
         keep: Keep this many: an int with scope "global", a tree like `masks` of ints
             with scope "layer".
         scope: "global" ranks and counts all layers together, "layer" each by itself.
-        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
+        rank: What of the scores to rank by; see `sparsejax.top_k_mask`.
 
     Returns:
         The new masks, a subset of the old.
@@ -74,22 +119,19 @@ def prune_by_score(
             "prune needs exactly one of sparsity, fraction and keep; got "
             f"{sparsity=}, {fraction=}, {keep=}."
         )
-    if sparsity is not None:
-        check_sparsity("sparsity", sparsity)
-        if scope == "global":
-            keep = jnp.asarray(keep_count(sparsity, count_prunable(masks)))
+    groups, sizes = _groups(masks, scope)
+    with wide():
+        if sparsity is not None:
+            check_sparsity("sparsity", sparsity)
+            k = kept_of(value_at(sparsity, 0), np.array(sizes))
+        elif fraction is not None:
+            check_range("fraction", fraction, lambda f: 0 <= f <= 1, "in [0, 1]")
+            active = count_by_layer(masks).astype(jnp.int64)
+            active = jnp.sum(active)[None] if scope == "global" else active
+            k = active - dropped_of(fraction, active)
         else:
-            keep = map_masked(
-                lambda m: jnp.asarray(keep_count(sparsity, m.size)), masks
-            )
-    elif fraction is not None:
-        active = count_active(masks, scope)
-        counts = jnp.stack(jax.tree.leaves(active))
-        left = list(counts - _drop_counts(fraction, counts))
-        keep = jax.tree.unflatten(jax.tree.structure(active), left)
-    else:
-        check_counts("keep", keep, masks, scope)
-    return top_k_mask(_fitted(score, masks), keep, among=masks, scope=scope, key=key)
+            k = _amounts("keep", keep, masks, scope)
+        return take(score, masks, k, groups, rank)
 
 
 def prune_magnitude(
@@ -124,29 +166,24 @@ def prune_magnitude(
         >>> masks["a"].tolist(), masks["b"].tolist()
         ([[True, False]], [[True, False]])
     """
-    check_fit(masks, params)
     return prune_by_score(
         params,
-        masks,
+        fit(masks, params),
         sparsity=sparsity,
         fraction=fraction,
         keep=keep,
         scope=scope,
-        key=scores.rank_of_magnitude,
+        rank=scores.rank_of_magnitude,
     )
 
 
-def _grow(score: PyTree, masks: PyTree, counts: Any, scope: str, key: Key) -> PyTree:
-    """Marks the inactive weights of highest score, the new ones alone."""
-    check_choice("scope", scope, SCOPES)
-    check_counts("counts", counts, masks, scope)
-    inactive = map_masked(jnp.logical_not, masks)
-    fitted = _fitted(score, masks)
-    return top_k_mask(fitted, counts, among=inactive, scope=scope, key=key)
-
-
 def regrow_by_score(
-    score: PyTree, masks: PyTree, counts: Any, scope: str = "layer", key: Key = None
+    score: PyTree,
+    masks: PyTree,
+    counts: Any,
+    scope: str = "layer",
+    rank: Rank = None,
+    key: jax.Array | None = None,
 ) -> PyTree:
     """Activates the inactive weights of highest score.
 
@@ -156,7 +193,9 @@ def regrow_by_score(
         counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
             scope "global" one int. Where fewer are inactive, all of them grow.
         scope: "layer" ranks each layer by itself, "global" all together.
-        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
+        rank: What of the scores to rank by; see `sparsejax.top_k_mask`.
+        key: A PRNG key that spreads equal scores at random inside a layer; None takes
+            them by position.
 
     Returns:
         The new masks, a superset of the old with `counts` more active.
@@ -164,11 +203,19 @@ def regrow_by_score(
     Raises:
         ValueError: If the scope is unknown, or the trees do not fit.
     """
-    return map_masked(jnp.logical_or, masks, _grow(score, masks, counts, scope, key))
+    check_choice("scope", scope, SCOPES)
+    with wide():
+        k = _amounts("counts", counts, masks, scope)
+        groups, _ = _groups(masks, scope)
+        return take(score, masks, k, groups, rank, grow=True, key=key)
 
 
 def regrow_gradient(
-    grads: PyTree, masks: PyTree, counts: Any, scope: str = "layer"
+    grads: PyTree,
+    masks: PyTree,
+    counts: Any,
+    scope: str = "layer",
+    key: jax.Array | None = None,
 ) -> PyTree:
     """Activates the inactive weights with the largest gradients (RigL, 1911.11134).
 
@@ -178,6 +225,8 @@ def regrow_gradient(
         counts: How many to grow: with scope "layer" a tree like `masks` of ints, with
             scope "global" one int. Where fewer are inactive, all of them grow.
         scope: "layer" ranks each layer by itself, "global" all together.
+        key: A PRNG key that spreads equal gradients at random inside a layer, such as
+            those of an embedding's unused rows; None takes them by position.
 
     Returns:
         The new masks, a superset of the old with `counts` more active.
@@ -190,8 +239,8 @@ def regrow_gradient(
         >>> regrow_gradient(grads, masks, 1).tolist()
         [True, False, True]
     """
-    check_fit(masks, grads, "grads")
-    return regrow_by_score(grads, masks, counts, scope, key=scores.rank_of_magnitude)
+    masks = fit(masks, grads, "grads")
+    return regrow_by_score(grads, masks, counts, scope, scores.rank_of_magnitude, key)
 
 
 def regrow_random(
@@ -217,161 +266,5 @@ def regrow_random(
         >>> regrow_random(jax.random.key(0), masks, 2).sum().item()
         3
     """
-    return regrow_by_score(scores.random(key, masks), masks, counts, scope)
-
-
-class TopologyUpdate(NamedTuple):
-    """What a topology update decides; `of` and `no_growth` make one.
-
-    Attributes:
-        kept: A mask tree of the weights that go on as they are.
-        masks: The masks from now on. What they have beside `kept` is grown and starts
-            from zero: newly active, or dropped and chosen again in the same update.
-        scalars: The scalars that the method remembers from now on, `Memory.scalars`;
-            None leaves them as they are.
-    """
-
-    kept: PyTree
-    masks: PyTree
-    scalars: Any = None
-
-    @classmethod
-    def of(cls, kept: PyTree, grown: PyTree) -> "TopologyUpdate":
-        """Puts together the masks of what is kept and grown; both means grown."""
-        return cls(
-            map_masked(lambda kept, grown: kept & ~grown, kept, grown),
-            map_masked(jnp.logical_or, kept, grown),
-        )
-
-    @property
-    def grown(self) -> PyTree:
-        """A mask tree of the weights that start from zero."""
-        return map_masked(lambda kept, mask: mask & ~kept, self.kept, self.masks)
-
-
-def no_growth(masks: PyTree) -> TopologyUpdate:
-    """Wraps masks in which nothing has grown.
-
-    Args:
-        masks: The new masks.
-
-    Returns:
-        The update.
-    """
-    return TopologyUpdate(masks, masks)
-
-
-def counts_after_pruning(
-    score: PyTree, masks: PyTree, keep: Any, key: Key = None
-) -> PyTree:
-    """Counts what is left of each layer if all are pruned together.
-
-    Args:
-        score: The lowest are dropped; a tree like `masks`.
-        masks: The masks in force.
-        keep: How many weights stay, an int; may be traced.
-        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
-
-    Returns:
-        A tree like `masks` of int32 scalars.
-
-    Raises:
-        ValueError: If the trees do not fit.
-
-    Example:
-        >>> masks = {"a": jnp.array([True, True]), "b": jnp.array([True, True])}
-        >>> score = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, 4.0])}
-        >>> jax.tree.map(int, counts_after_pruning(score, masks, 3))
-        {'a': 1, 'b': 2}
-    """
-    check_counts("keep", keep, masks, "global")
-    old = jax.tree.leaves(masks)
-    scores = comparable(jax.tree.leaves(_fitted(score, masks)))
-    layout = layout_of(old)
-    among = layout.pack(old)
-    amount = jnp.asarray(keep, jnp.int32)
-    counts = count_selected(layout, layout.pack(scores), among, amount, key)
-    return jax.tree.unflatten(jax.tree.structure(masks), list(counts))
-
-
-def exchange(
-    drop_score: PyTree,
-    grow_score: PyTree,
-    masks: PyTree,
-    fraction: Any,
-    key: Key = None,
-    counts: PyTree | None = None,
-) -> TopologyUpdate:
-    """Drops a fraction of each layer's active weights and grows as many.
-
-    A dropped weight may be chosen again, as in the official GraNet and RigL code; it
-    then starts from zero like every grown weight. A kept weight is never chosen.
-
-    Args:
-        drop_score: The lowest of these are dropped; a tree like `masks`.
-        grow_score: The highest of these among what is not kept are grown.
-        masks: The masks in force.
-        fraction: The prune rate in [0, 1]: ceil(fraction * active) of each layer.
-        key: What of both scores to rank by; see `sparsejax.top_k_mask`.
-        counts: Prune each layer to so many active weights first, by the same score; a
-            tree like `masks` of ints, none above what is active. None prunes nothing.
-
-    Returns:
-        The new masks, of the same count in each layer, and what has grown.
-
-    Raises:
-        ValueError: If the fraction is out of range or the trees do not fit.
-
-    Example:
-        >>> masks = jnp.array([True, True, False, False])
-        >>> weights, grads = jnp.array([3., 1., 0., 0.]), jnp.array([0., 0., 2., 7.])
-        >>> exchange(weights, grads, masks, 0.5).masks.tolist()
-        [True, False, False, True]
-    """
-    structure: Any = jax.tree.structure(masks)
-    old = jax.tree.leaves(masks)
-    losing = comparable(jax.tree.leaves(_fitted(drop_score, masks)))
-    gaining = comparable(jax.tree.leaves(_fitted(grow_score, masks)))
-    layout = layout_of(old)
-    among = layout.pack(old)
-    if counts is None:
-        active = layout.count_each(among)
-    else:
-        check_counts("counts", counts, masks, "layer")
-        active = jnp.stack([jnp.asarray(n) for n in jax.tree.leaves(counts)])
-    dropped = _drop_counts(fraction, active)
-    # What pruning drops and what the exchange drops are the lowest, one after the
-    # other: only the number that stays matters.
-    kept = select(layout, layout.pack(losing), among, active - dropped, key)
-    free = layout.complement(kept)
-    active = select(layout, layout.pack(gaining), free, dropped, key, beside=kept)
-    return TopologyUpdate(
-        structure.unflatten(layout.unpack(kept)),
-        structure.unflatten(layout.unpack(active)),
-    )
-
-
-def refill(
-    grow_score: PyTree, kept: PyTree, counts: PyTree, key: Key = None
-) -> TopologyUpdate:
-    """Grows weights where an update has dropped some: the second half of an exchange.
-
-    Args:
-        grow_score: The highest of these among what is not kept are grown.
-        kept: The masks of the weights that stay.
-        counts: How many weights to grow in each layer, a tree like `kept` of ints.
-            Where fewer are inactive, all of them grow.
-        key: What of the scores to rank by; see `sparsejax.top_k_mask`.
-
-    Returns:
-        The new masks and what has grown.
-
-    Raises:
-        ValueError: If the trees do not fit.
-
-    Example:
-        >>> kept, scores = jnp.array([True, False, False]), jnp.array([9.0, 2.0, 5.0])
-        >>> refill(scores, kept, 1).masks.tolist()
-        [True, False, True]
-    """
-    return TopologyUpdate.of(kept, _grow(grow_score, kept, counts, "layer", key))
+    drawn = scores.random_scores(key, masks)
+    return regrow_by_score(drawn, masks, counts, scope, scores.as_it_is)

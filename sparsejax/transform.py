@@ -1,6 +1,6 @@
 """The one wrapper: an optax optimizer with a sparse-training method is still one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,121 +8,73 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.inner import masked_update
-from sparsejax.layouts import layout_of
+from sparsejax.chain import Element, ElementLike, chain, updated
+from sparsejax.checks import check_seed
+from sparsejax.counts import count_each, total_of, value_at, wide
 from sparsejax.masks import (
     apply_masks,
-    choose,
-    count_active,
+    arrays,
     count_prunable,
     unpack_masks,
 )
-from sparsejax.masks import sparsity as sparsity_of
 from sparsejax.parameters import (
-    LayerRule,
     Prunable,
+    axis_rules,
     join_layers,
     layer_rules,
     split_layers,
     split_rules,
 )
-from sparsejax.slots import reset_slots
-from sparsejax.topology import TopologyUpdate, no_growth
+from sparsejax.scores import Context
+from sparsejax.slots import check_slots, reset_slots
+from sparsejax.topology import count_by_layer
 from sparsejax.trees import (
-    check_fit,
+    bool_leaves,
+    fit,
+    is_float,
     is_left_dense,
     is_placeholder,
     map_masked,
     mask_leaves,
     merge,
+    own_buffers,
 )
 
 PyTree = Any
 
 
-class Memory(NamedTuple):
-    """What a method remembers from one step to the next: for most methods, nothing.
-
-    Attributes:
-        slots: By name, trees like the masks with what it knows of each weight, such as
-            a running mean of gradients; `MemoryRule.observe` renews them at every step.
-        scalars: By name, a few scalars; an update of the topology renews them.
-    """
-
-    slots: Any = ()
-    scalars: Any = ()
-
-
-class Snapshot(NamedTuple):
-    """What a method sees at an update step; one leaf is one layer in all its trees.
-
-    Attributes:
-        step: int32 scalar, the number of updates before this one.
-        key: PRNG key for this step's random choices.
-        masks: The masks in force.
-        params: The parameters at this step.
-        grads: The dense gradients at this step.
-        rules: A `LayerRule` at each prunable leaf, known when the step is compiled.
-        memory: What the method remembers, these gradients observed.
-    """
-
-    step: jax.Array
-    key: jax.Array
-    masks: PyTree
-    params: PyTree
-    grads: PyTree
-    rules: PyTree
-    memory: Memory = Memory()
-
-
-class MemoryRule(NamedTuple):
-    """How a method's memory starts and what it takes from each step.
-
-    Attributes:
-        init: A function (params, rules) -> `Memory`. The slots must be made by mapping
-            over the two trees, so that `optax.tree.map_params` finds them.
-        observe: A pure function `Snapshot` -> the new `Memory.slots`, called at every
-            step, before the topology is updated; a step with a gradient that is not
-            finite leaves the slots as they are. It must work weight by weight: stacked
-            layers are not taken apart for it. None for slots that stay.
-        forgets: Whether the slots start anew after each update step, also after one
-            that was left out.
-    """
-
-    init: Callable[[PyTree, PyTree], Memory]
-    observe: Callable[[Snapshot], Any] | None = None
-    forgets: bool = False
-
-
 class Method(NamedTuple):
-    """A sparse-training method: the first masks, when they change, and how.
+    """A sparse-training method: the first masks, how they change, and when.
 
     Attributes:
-        init: A function (key, params, rules) -> masks, where a leaf is a layer.
-        update: A pure function `Snapshot` -> `TopologyUpdate`; None for masks that
-            never change.
-        is_update_step: A function step -> bool; None for never.
-        memory: How it remembers; None where a `Snapshot` is all that it needs.
+        first: A function (key, params, rules) -> masks, where a leaf is a layer, such
+            as `dense_start` or `random_start(0.9, "erk")`.
+        update: An element or a `chain` of elements; None for masks that never change.
+        when: A function step -> bool, the steps at which masks change; None for never.
     """
 
-    init: Callable[[jax.Array, PyTree, PyTree], PyTree]
-    update: Callable[[Snapshot], TopologyUpdate] | None = None
-    is_update_step: Callable[[Any], Any] | None = None
-    memory: MemoryRule | None = None
+    first: Callable[[jax.Array, PyTree, PyTree], PyTree]
+    update: ElementLike | None = None
+    when: Callable[[Any], Any] | None = None
 
 
-class TopologyFigures(NamedTuple):
+class Metrics(NamedTuple):
     """What the topology is like now and what its last update did.
 
     Attributes:
-        active: int32 scalar, active weights.
-        sparsity: float32 scalar, the realised sparsity.
-        grown: int32 scalar, weights grown by the last update.
-        dropped: int32 scalar, weights that the last update left inactive.
+        active: Active weights, an int32 scalar; uint32 for 2^31 prunable weights or
+            more, float32 from 2^32 on.
+        sparsity: float32 scalar, the realized sparsity.
+        grown: New weights of the last update, as `active`.
+        dropped: Weights that the last update left inactive, as `active`.
         churn: float32 scalar, the same as a fraction of those active before it.
+        stray: Weights outside the masks that were not 0 when it was last looked, as
+            `active`: at updates, at steps 0, 1, 2, 4, 8, ... and each hundredth. More
+            than 0 after step 0 means that something trains them after the optimizer.
+        empty: int32 scalar, layers without any active weight: nothing passes through.
         updates: int32 scalar, updates made so far.
-        skipped: int32 scalar, updates left out so far because a gradient or a weight
-            was not finite.
+        skipped: int32 scalar, updates left out so far because a gradient, a weight or
+            a setting was not finite.
     """
 
     active: jax.Array
@@ -130,6 +82,8 @@ class TopologyFigures(NamedTuple):
     grown: jax.Array
     dropped: jax.Array
     churn: jax.Array
+    stray: jax.Array
+    empty: jax.Array
     updates: jax.Array
     skipped: jax.Array
 
@@ -142,85 +96,146 @@ class SparsifyState(NamedTuple):
         key: uint32 key data from which random choices are drawn.
         masks: The masks in force; `get_masks` finds them wherever they are nested.
         inner_state: The wrapped optimizer's state.
-        figures: Counts to watch; read one with `optax.tree.get(state, "sparsity")`.
-        memory: What the method remembers.
+        metrics: Counts to watch; read one with `optax.tree.get(state, "sparsity")`.
+        memory: What each element of the method's chain remembers.
     """
 
     step: jax.Array
     key: jax.Array
     masks: PyTree
     inner_state: PyTree
-    figures: TopologyFigures
-    memory: Memory
+    metrics: Metrics
+    memory: tuple[PyTree, ...]
 
 
-def _all_finite(masks: PyTree, *trees: PyTree) -> jax.Array:
-    """Tells whether trees that the masks fit hold neither NaN nor infinity."""
-    counts = [jnp.int32(0)]
-    for tree in trees:
-        # Those with a mask by themselves, as a selection packs them too.
-        masked = map_masked(lambda mask, leaf: leaf, masks, tree)
-        rest = jax.tree.map(
-            lambda mask, leaf: leaf if is_left_dense(mask) else optax.MaskedNode(),
-            masks,
-            tree,
-            is_leaf=is_left_dense,
-        )
-        for leaves in jax.tree.leaves(masked), jax.tree.leaves(rest):
-            for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
-                if jnp.issubdtype(dtype, jnp.inexact):
-                    counts.append(_count_non_finite(leaves, dtype))
-    # Not their sum or maximum: XLA's CPU backend fuses that, with all that it is made
-    # of, into whatever depends on it, for each weight. A sort it leaves alone.
-    return jnp.sort(jnp.stack(counts))[-1] == 0
+class SparseTransformation(optax.GradientTransformationExtraArgs):
+    """What `sparsify` returns: an optax transformation that knows its update steps.
+
+    Attributes:
+        is_update_step: A function step -> bool.
+    """
+
+    is_update_step: Callable[[Any], Any]
 
 
-def _count_non_finite(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    same = [leaf for leaf in leaves if leaf.dtype == dtype]
-    layout = layout_of(same)
-    marks = [~jnp.isfinite(array) for array in layout.pack(same)]
-    return jnp.max(layout.count_each(marks))
+class _Change(NamedTuple):
+    """What a step does to the masks: which weights go on, and which are active."""
+
+    kept: PyTree
+    masks: PyTree
+    memory: dict[int, PyTree]
+    metrics: Metrics
 
 
-def _first_figures(masks: PyTree) -> TopologyFigures:
-    zero = jnp.zeros([], jnp.int32)
-    share = jnp.zeros([], jnp.float32)
+def _all_finite(*trees: PyTree) -> jax.Array:
+    """Returns whether trees hold neither NaN nor infinity."""
+    leaves = filter(is_float, jax.tree.leaves(trees))
+    return jnp.all(count_each([[~jnp.isfinite(leaf)] for leaf in leaves]) == 0)
+
+
+def _first_metrics(masks: PyTree) -> Metrics:
+    zero, share = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
     if is_placeholder(masks):
-        return TopologyFigures(zero, share, zero, zero, share, zero, zero)
-    return TopologyFigures(
-        count_active(masks), sparsity_of(masks), zero, zero, share, zero, zero
+        return Metrics(zero, share, zero, zero, share, zero, zero, zero, zero)
+    counts, size = count_by_layer(masks), count_prunable(masks)
+    none, active = total_of(0 * counts, size), total_of(counts, size)
+    return Metrics(
+        active,
+        1 - active / np.float32(size),
+        none,
+        none,
+        share,
+        none,
+        jnp.sum(counts == 0),
+        zero,
+        zero,
     )
 
 
-def _figures(
-    old: PyTree, update: TopologyUpdate, before: TopologyFigures, sound: Any
-) -> TopologyFigures:
-    trees = [jax.tree.leaves(tree) for tree in (old, update.kept, update.masks)]
-    layout = layout_of(trees[0])
-    marks = [
-        [active, active & ~kept, mask & ~active]
-        for mask, kept, active in zip(*map(layout.pack, trees))
-    ]
-    active, grown, dropped = jnp.sum(layout.count(marks), axis=1, dtype=jnp.int32)
-    return TopologyFigures(
+def _new_metrics(
+    old: PyTree, kept: PyTree, new: PyTree, before: Metrics, sound: Any
+) -> Metrics:
+    marks = []
+    for was, stays, active in zip(*map(jax.tree.leaves, (old, kept, new))):
+        marks.append([active, active & ~stays, was & ~active])
+    size, counts = count_prunable(old), count_each(marks)
+    active, grown, dropped = (total_of(count, size) for count in counts.T)
+    return before._replace(
         active=active,
-        sparsity=1 - active / count_prunable(old),
+        sparsity=1 - active / np.float32(size),
         grown=grown,
         dropped=dropped,
         churn=dropped / jnp.maximum(before.active, 1),
+        empty=jnp.sum(counts[:, 0] == 0, dtype=jnp.int32),
         updates=before.updates + jnp.where(sound, 1, 0),
         skipped=before.skipped + jnp.where(sound, 0, 1),
     )
 
 
-class SparseTransformation(optax.GradientTransformationExtraArgs):
-    """What `sparsify` returns: an optax transformation that tells its update steps.
+def _stray(
+    params: PyTree, masks: PyTree, metrics: Metrics, step: jax.Array, due: Any
+) -> Metrics:
+    """Looks for weights outside the masks, seldom, as it takes a pass over them."""
 
-    Attributes:
-        is_update_step: A function step -> bool, of a number or an array of them.
-    """
+    def look() -> jax.Array:
+        stray = map_masked(lambda mask, w: ~mask & (w != 0), masks, params)
+        return total_of(count_by_layer(stray), count_prunable(masks))
 
-    is_update_step: Callable[[Any], Any]
+    looks = due | (step & (step - 1) == 0) | (step % 100 == 0)
+    return metrics._replace(stray=jax.lax.cond(looks, look, lambda: metrics.stray))
+
+
+def _run(
+    elements: tuple[Element, ...], ctx: Context
+) -> tuple[PyTree, PyTree, dict[int, PyTree]]:
+    """Runs a chain: what goes on is active before it and after each element."""
+    masks = kept = ctx.masks
+    changed = {}
+    for i, (element, memory) in enumerate(zip(elements, ctx.memory)):
+        masks = element.apply(ctx._replace(masks=masks, memory=memory))
+        if element.changes_memory:
+            masks, changed[i] = masks
+        bool_leaves(masks)
+        kept = map_masked(jnp.logical_and, kept, masks)
+    return kept, masks, changed
+
+
+def _run_by_layer(
+    elements: tuple[Element, ...], ctx: Context
+) -> tuple[PyTree, PyTree, dict[int, PyTree]]:
+    """Runs a chain with stacked layers taken apart: one leaf for each layer."""
+    rules = ctx.rules
+    like: Any = jax.tree.structure(ctx.masks)
+
+    def is_tree(node: Any) -> bool:
+        return jax.tree.structure(node) == like
+
+    def split_memory(node: Any) -> Any:
+        return split_layers(node, rules) if is_tree(node) else node
+
+    split = ctx._replace(
+        masks=split_layers(ctx.masks, rules),
+        before=split_layers(ctx.before, rules),
+        params=split_layers(ctx.params, rules),
+        grads=split_layers(ctx.grads, rules),
+        rules=split_rules(rules, ctx.params),
+        memory=jax.tree.map(split_memory, ctx.memory, is_leaf=is_tree),
+    )
+    kept, masks, changed = _run(elements, split)
+    return join_layers(kept, rules), join_layers(masks, rules), changed
+
+
+def _emit(kept: PyTree, updates: PyTree, params: PyTree) -> PyTree:
+    """Lets weights that go on take their update and sends all others to exactly 0."""
+
+    def at_leaf(mask: Any, update: Any, param: Any) -> Any:
+        if is_left_dense(mask):
+            return update
+        # -param must not be rounded to a narrower dtype, or the sum is not exactly 0.
+        dtype = jnp.promote_types(update.dtype, param.dtype)
+        return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
+
+    return jax.tree.map(at_leaf, kept, updates, params, is_leaf=is_left_dense)
 
 
 def sparsify(
@@ -235,20 +250,20 @@ def sparsify(
 
     At step t, `update(grads, state, params)`
 
-    0. lets the method take what it remembers from the gradients, if it does;
-    1. lets the method change the masks if t is one of its update steps, from the
-       parameters and the dense gradients at t;
-    2. masks the gradients and runs the inner optimizer on them;
-    3. at an update step resets the optimizer's slots of inactive and newly grown
-       weights (`sparsejax.slots`);
-    4. returns updates that leave inactive and newly grown weights at exactly 0.0 once
-       `optax.apply_updates` has added them. A grown weight takes its first step at
-       t + 1, as in the official GraNet and RigL codes.
+    0. lets the method's elements renew what they remember of the gradients;
+    1. runs the method's chain if t is one of its update steps, on the parameters and
+       the dense gradients at t;
+    2. masks gradients and parameters, and resets the optimizer's state of weights that
+       do not go on (`sparsejax.slots`);
+    3. runs the inner optimizer;
+    4. returns updates that leave inactive and new weights at exactly 0.0 once
+       `optax.apply_updates` has added them. A new weight takes its first step at t + 1,
+       as in the official GraNet and RigL codes.
 
     It must be outermost where the weights' values are concerned: a transformation
-    chained after it can revive pruned weights. `optax.MultiSteps` and
-    `optax.apply_if_finite` around it are fine, and then count as its steps only those
-    that reach it.
+    chained after it can train pruned weights. The state's metric "stray" counts them,
+    and `sparsejax.check` raises. `optax.MultiSteps` and `optax.apply_if_finite` around
+    it are fine, and then count as its steps only those that reach it.
 
     Whether a step is an update step is decided as it runs. A training loop that knows
     the step number does better with two compiled steps: one of
@@ -263,142 +278,135 @@ def sparsify(
         method: The method; `granet_transform` and its siblings make it for you.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: First masks to start from instead of the method's own.
-        seed: Seed of the random masks and of random growth.
+        seed: Seed of the random masks and of random growth; may be traced.
 
     Returns:
         An optax transformation. Its `update` needs `params`, raises ValueError without,
         and hands extra arguments on to `inner`.
 
+    Raises:
+        ValueError: If `inner` is no optimizer or the seed no integer.
+
     Example:
         >>> import sparsejax as sj
-        >>> method = Method(init=lambda key, params, rules: sj.dense_masks(params))
-        >>> tx = sparsify(optax.sgd(0.1), method)
-        >>> params, state = init_sparse(tx, {"w": jnp.ones((2, 3))})
+        >>> method = sj.Method(sj.dense_start, sj.prune(sj.scores.magnitude, to=0.5),
+        ...                    when=sj.every(10))
+        >>> tx = sj.sparsify(optax.sgd(0.1), method)
+        >>> params, state = sj.init_sparse(tx, {"w": jnp.ones((2, 3))})
         >>> updates, state = tx.update({"w": jnp.ones((2, 3))}, state, params)
     """
+    check_transformation("inner", inner)
+    check_seed(seed)
     inner = optax.with_extra_args_support(inner)
-    key_data = jax.random.key_data(jax.random.key(seed))
+    elements = () if method.update is None else chain(method.update)
 
     def never(step: Any) -> Any:
         return np.zeros(np.shape(step), bool)
 
-    is_update_step_of = method.is_update_step if method.update else None
-    is_update_step_of = is_update_step_of or never
+    when = (method.when if elements else None) or never
+
+    rules_at: dict[Any, PyTree] = {}
 
     def rules_of(params: PyTree) -> PyTree:
-        if masks is None or prunable is not None:
-            return layer_rules(params, prunable)
-        return map_masked(lambda mask: LayerRule(), masks)
+        # They depend on paths and shapes alone: found once, not at every update.
+        shapes = tuple(getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params))
+        like = jax.tree.structure(params), shapes
+        if like not in rules_at:
+            told = masks is None or prunable is not None
+            rules_at[like] = (
+                layer_rules(params, prunable)
+                if told
+                else axis_rules(fit(masks, params))
+            )
+        return rules_at[like]
 
     def first_masks(params: PyTree) -> PyTree:
-        if is_placeholder(params):
-            return params
         rules = rules_of(params)
-        if masks is not None:
-            check_fit(masks, params)
-            if mask_leaves(masks).keys() != mask_leaves(rules).keys():
-                raise ValueError(
-                    "masks and prunable must mean the same leaves; got masks for "
-                    f"{list(mask_leaves(masks))} and prunable for "
-                    f"{list(mask_leaves(rules))}."
-                )
-            return masks
-        key = jax.random.wrap_key_data(key_data)
-        split = split_layers(params, rules)
-        return join_layers(method.init(key, split, split_rules(rules, params)), rules)
 
-    def first_memory(params: PyTree) -> Memory:
-        if method.memory is None:
-            return Memory()
-        rules = params if is_placeholder(params) else rules_of(params)
-        return method.memory.init(params, rules)
+        def first(params: PyTree) -> PyTree:
+            split, layers = split_layers(params, rules), split_rules(rules, params)
+            return join_layers(method.first(jax.random.key(seed), split, layers), rules)
+
+        if masks is None:
+            return first(params)
+        jax.eval_shape(first, arrays(params))  # raises what does not fit the method
+        given = fit(masks, params)
+        if mask_leaves(given).keys() != mask_leaves(rules).keys():
+            raise ValueError(
+                "masks and prunable must mean the same leaves; got masks for "
+                f"{list(mask_leaves(given))} and prunable for "
+                f"{list(mask_leaves(rules))}."
+            )
+        return given
 
     def init_fn(params: PyTree) -> SparsifyState:
-        start = first_masks(params)
-        masked = params if is_placeholder(params) else apply_masks(params, start)
-        return SparsifyState(
+        if is_placeholder(params):
+            first = masked = rules = params
+        else:
+            first, rules = first_masks(params), rules_of(params)
+            masked = apply_masks(params, first)
+        inner_state = inner.init(masked)
+        if elements and not is_placeholder(params):
+            check_slots(inner, inner_state, first)
+        state = SparsifyState(
             step=jnp.zeros([], jnp.int32),
-            key=key_data,
-            masks=start,
-            inner_state=inner.init(masked),
-            figures=_first_figures(start),
-            memory=first_memory(params),
+            key=jax.random.key_data(jax.random.key(seed)),
+            masks=first,
+            inner_state=inner_state,
+            metrics=_first_metrics(first),
+            memory=tuple(element.init(params, rules) for element in elements),
         )
+        return own_buffers(state, others=(params, masks))
 
-    def observe(grads: PyTree, state: SparsifyState, params: PyTree) -> Memory:
-        if method.memory is None or method.memory.observe is None:
-            return state.memory
+    def context(grads: PyTree, state: SparsifyState, params: PyTree) -> Context:
         key = jax.random.wrap_key_data(state.key)
-        now = Snapshot(
+        return Context(
             step=state.step,
             key=jax.random.fold_in(key, state.step),
             masks=state.masks,
             params=params,
             grads=grads,
             rules=rules_of(params),
+            when=when,
+            before=state.masks,
             memory=state.memory,
         )
-        sound = _all_finite(state.masks, grads)
-        slots = jax.tree.map(
+
+    def observe(ctx: Context) -> tuple[PyTree, ...]:
+        """Renews what elements remember, unless a gradient is not finite."""
+        if not any(element.update for element in elements):
+            return ctx.memory
+        sound = _all_finite(ctx.grads)
+        return jax.tree.map(
             lambda new, old: jnp.where(sound & jnp.isfinite(new), new, old),
-            method.memory.observe(now),
-            state.memory.slots,
+            tuple(
+                updated(element, ctx._replace(memory=memory))
+                for element, memory in zip(elements, ctx.memory)
+            ),
+            ctx.memory,
         )
-        return state.memory._replace(slots=slots)
 
-    def forget(memory: Memory, params: PyTree, is_update_step: jax.Array) -> Memory:
-        if method.memory is None or not method.memory.forgets:
-            return memory
-        slots = jax.tree.map(
-            lambda fresh, slot: jnp.where(is_update_step, fresh, slot),
-            first_memory(params).slots,
-            memory.slots,
-        )
-        return memory._replace(slots=slots)
-
-    def propose(grads: PyTree, state: SparsifyState, params: PyTree) -> TopologyUpdate:
-        rules = rules_of(params)
-        key = jax.random.wrap_key_data(state.key)
-        slots = {
-            name: split_layers(tree, rules)
-            for name, tree in dict(state.memory.slots).items()
+    def unchanged(ctx: Context, metrics: Metrics) -> _Change:
+        memory = {
+            i: ctx.memory[i] for i, part in enumerate(elements) if part.changes_memory
         }
-        snapshot = Snapshot(
-            step=state.step,
-            key=jax.random.fold_in(key, state.step),
-            masks=split_layers(state.masks, rules),
-            params=split_layers(params, rules),
-            grads=split_layers(grads, rules),
-            rules=split_rules(rules, params),
-            memory=state.memory._replace(slots=slots),
-        )
-        assert method.update is not None
-        update = method.update(snapshot)
-        for name, tree in ("kept", update.kept), ("masks", update.masks):
-            for path, mask in mask_leaves(tree).items():
-                if mask.dtype != bool:
-                    raise ValueError(
-                        "a method's update must return TopologyUpdate.of(kept, grown) "
-                        f"or no_growth(masks); got {name} of {mask.dtype} at {path!r}."
-                    )
-        return update._replace(
-            kept=join_layers(update.kept, rules), masks=join_layers(update.masks, rules)
-        )
+        return _Change(ctx.masks, ctx.masks, memory, metrics)
 
-    def topology_update(
-        grads: PyTree, state: SparsifyState, params: PyTree
-    ) -> tuple[TopologyUpdate, TopologyFigures]:
-        sound = _all_finite(state.masks, params, grads)
-        update = propose(grads, state, params)
-        if update.scalars is None:
-            update = update._replace(scalars=state.memory.scalars)
+    def change(ctx: Context, metrics: Metrics) -> _Change:
+        """Runs the chain; what is not finite leaves everything as it is."""
+        stacked = any(rule.stacked for rule in jax.tree.leaves(ctx.rules))
+        kept, new, memory = (_run_by_layer if stacked else _run)(elements, ctx)
+        with wide():
+            settings = [value_at(s, ctx.step) for e in elements for s in e.settings]
+            known = jnp.all(jnp.isfinite(jnp.stack([*settings, 0.0])))
+        sound = _all_finite(ctx.params, ctx.grads) & known
+        found = _Change(kept, new, memory, metrics)
         # A conditional, as its result is written to memory: XLA's CPU backend would
-        # work an expression out again at each use, and compile it as often.
-        update = jax.lax.cond(sound, lambda: update, lambda: unchanged(state))
-        return update, _figures(state.masks, update, state.figures, sound)
-
-    def unchanged(state: SparsifyState) -> TopologyUpdate:
-        return no_growth(state.masks)._replace(scalars=state.memory.scalars)
+        # compute an expression again at each use, and compile it as often.
+        found = jax.lax.cond(sound, lambda: found, lambda: unchanged(ctx, metrics))
+        return found._replace(
+            metrics=_new_metrics(ctx.masks, found.kept, found.masks, metrics, sound)
+        )
 
     def update_fn(
         updates: PyTree,
@@ -408,82 +416,94 @@ def sparsify(
         update_topology: bool | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, SparsifyState]:
+        _check_update(state, params, elements)
         grads = updates
-        if params is None:
-            raise ValueError(
-                "params must be given to update, tx.update(grads, state, params): a "
-                "sparse step depends on the weights; got None."
-            )
-        check_fit(state.masks, params)
-        check_fit(state.masks, grads, "grads")
-        state = state._replace(memory=observe(grads, state, params))
-        # Where it is known it must not depend on the step: XLA's CPU backend would work
-        # it out again for each weight.
-        due = jnp.asarray(update_topology or is_update_step_of(state.step))
-        now, figures = unchanged(state), state.figures
-        may_change = method.update is not None and update_topology is not False
+        state = state._replace(masks=fit(state.masks, params))
+        fit(state.masks, grads, "grads")
+        ctx = context(grads, state, params)
+        ctx = ctx._replace(memory=observe(ctx))
+        # Where it is known it must not depend on the step: XLA's CPU backend would
+        # compute it again for each weight.
+        due = jnp.asarray(update_topology or when(state.step))
+        metrics = _stray(ctx.params, ctx.masks, state.metrics, state.step, due)
+        may_change = bool(elements) and update_topology is not False
         if not may_change:
-            missed = jnp.where(due, 1, 0)
-            figures = figures._replace(skipped=figures.skipped + missed)
+            skipped = metrics.skipped + jnp.where(due, 1, 0)
+            now = unchanged(ctx, metrics._replace(skipped=skipped))
+        elif update_topology:
+            now = change(ctx, metrics)
         else:
-
-            def change() -> tuple[TopologyUpdate, TopologyFigures]:
-                return topology_update(grads, state, params)
-
-            # Only masks and scalars come out of the conditional: parameters, optimizer
-            # state or the method's slots would be copied at every ordinary step.
-            now, figures = (
-                change()
-                if update_topology
-                else jax.lax.cond(due, change, lambda: (unchanged(state), figures))
+            now = jax.lax.cond(
+                due, lambda: change(ctx, metrics), lambda: unchanged(ctx, metrics)
             )
-
-        inner_updates, inner_state = masked_update(
-            inner, grads, state.inner_state, params, now.kept, **extra_args
+        inner_state = reset_slots(
+            inner, state.inner_state, params, now.kept, now.masks, may_change and due
         )
-        if may_change:
-            inner_state = reset_slots(
-                inner, inner_state, params, now.kept, now.grown, due
-            )
-        memory = state.memory._replace(scalars=now.scalars)
-        return _to_zero_unless(now.kept, inner_updates, params), SparsifyState(
+        inner_updates, inner_state = inner.update(
+            apply_masks(grads, now.kept),
+            inner_state,
+            apply_masks(params, now.kept),
+            **extra_args,
+        )
+        return _emit(now.kept, inner_updates, params), SparsifyState(
             step=optax.safe_increment(state.step),
             key=state.key,
             masks=now.masks,
             inner_state=inner_state,
-            figures=figures,
-            memory=forget(memory, params, due),
+            metrics=now.metrics,
+            memory=tuple(now.memory.get(i, old) for i, old in enumerate(ctx.memory)),
         )
 
     tx = SparseTransformation(init_fn, update_fn)
-    tx.is_update_step = is_update_step_of
+    tx.is_update_step = when
     return tx
 
 
-def _to_zero_unless(kept: PyTree, updates: PyTree, params: PyTree) -> PyTree:
-    """Lets kept weights take their update and sends all others to exactly 0."""
+def check_transformation(name: str, tx: Any) -> None:
+    """Raises unless something is an optax transformation.
 
-    def emit(mask: Any, update: Any, param: Any) -> Any:
-        if is_left_dense(mask):
-            return update
-        # -param must not be rounded to a narrower dtype, or the sum is not exactly 0.
-        dtype = jnp.promote_types(update.dtype, param.dtype)
-        return choose(mask, update.astype(dtype), -param.astype(dtype))
+    Args:
+        name: The argument's name, for the message.
+        tx: What was got.
 
-    return jax.tree.map(emit, kept, updates, params, is_leaf=is_left_dense)
+    Raises:
+        ValueError: If it has no init and update.
+    """
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise ValueError(
+            f"{name} must be an optax transformation, such as optax.sgd(0.1); got "
+            f"{tx if isinstance(tx, type) or callable(tx) else type(tx).__name__}."
+        )
+
+
+def _check_update(state: Any, params: Any, elements: tuple[Element, ...]) -> None:
+    """Raises unless an update is given what it needs."""
+    if params is None:
+        raise ValueError(
+            "params must be given to update, tx.update(grads, state, params): a sparse "
+            "step depends on the weights; got None."
+        )
+    if not isinstance(state, SparsifyState) or len(state.memory) != len(elements):
+        raise ValueError(
+            "state must be what this transformation's init returned; got "
+            f"{type(state).__name__}"
+            + (" of another method." if isinstance(state, SparsifyState) else ".")
+        )
 
 
 def init_sparse(
     tx: optax.GradientTransformation, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Initialises the optimizer state and masks the parameters by it.
+    """Initializes the optimizer state and masks the parameters by it.
 
     Args:
         tx: A transformation with `sparsify` somewhere in it.
         params: Dense parameters.
 
     Returns:
-        (params, opt_state), the parameters with exact zeros where masks are False.
+        (params, opt_state), the parameters with exact zeros where masks are False. They
+        share no buffer with each other or with the parameters given: all can be
+        donated.
 
     Raises:
         ValueError: If there is no `sparsify` in `tx`.
@@ -495,16 +515,20 @@ def init_sparse(
         >>> int(params["w"].sum())
         8
     """
+    check_transformation("tx", tx)
     opt_state = tx.init(params)
-    return apply_masks(params, get_masks(opt_state)), opt_state
+    sparse = apply_masks(params, get_masks(opt_state, params))
+    return own_buffers(sparse, others=(params, opt_state)), opt_state
 
 
-def get_masks(opt_state: PyTree) -> PyTree:
-    """Finds the masks in an optimizer state, wherever they are nested.
+def get_masks(opt_state: PyTree, params: PyTree | None = None) -> PyTree:
+    """Returns the masks in an optimizer state, wherever they are nested.
 
     Args:
         opt_state: The state of a transformation with `sparsify` somewhere in it. With
-            several, as in `optax.partition`, their masks are put together.
+            several, as in `optax.partition`, their masks are merged.
+        params: The parameters: the masks come on their structure, which may be another,
+            as `nnx.Optimizer` wraps what it keeps. None leaves it as it is.
 
     Returns:
         The mask tree.
@@ -514,10 +538,11 @@ def get_masks(opt_state: PyTree) -> PyTree:
     """
     is_ours = lambda node: isinstance(node, SparsifyState)
     nodes = jax.tree.leaves(opt_state, is_leaf=is_ours)
-    found = [unpack_masks(node.masks) for node in nodes if is_ours(node)]
+    found = [unpack_masks(node.masks, params) for node in nodes if is_ours(node)]
     if not found:
         raise ValueError(
             "opt_state must hold the state of sparsify or of one of the *_transform "
             f"functions; got {type(opt_state).__name__} without any."
         )
-    return merge(*found)
+    masks = merge(*found)
+    return masks if params is None else fit(masks, params)

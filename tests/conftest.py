@@ -1,13 +1,10 @@
 """Settings for all tests: eight virtual CPU devices, set before JAX is first used."""
 
-import contextlib
 import os
 from collections.abc import Iterator
 
 import jax
 import pytest
-
-from sparsejax import layouts
 
 jax.config.update("jax_num_cpu_devices", 8)
 if jax.__version_info__ < (0, 12):
@@ -30,31 +27,6 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@contextlib.contextmanager
-def as_if_on(devices: int) -> Iterator[None]:
-    """Lets the library choose how leaves lie in memory as with so many devices."""
-    choose = layouts.on_one_device
-    layouts.on_one_device = lambda: devices == 1
-    jax.clear_caches()
-    yield
-    layouts.on_one_device = choose
-    jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def one_device() -> Iterator[None]:
-    """Puts leaves together, as on a single device: less to compile."""
-    with as_if_on(1):
-        yield
-
-
-@pytest.fixture(scope="module", params=[1, 8], ids=["one_device", "eight_devices"])
-def both_layouts(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a test twice: with leaves together, and with each by itself."""
-    with as_if_on(request.param):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """The tables of the family-wide tests: a method or an optimizer is one row.
 
-Every cell trains a small tree of parameters for `STEPS` steps by gradients that pull
-weights to a target, plus noise drawn beforehand. What a method must keep at each step
-is computed here from the papers' formulas, in NumPy and apart from the library.
+A cell, a method with an optimizer, trains a small tree of parameters for `STEPS` steps
+by gradients that pull weights to a target, plus noise drawn beforehand. What a method
+must keep at each step is computed here from the papers' formulas, in NumPy and apart
+from the library.
 """
 
 import math
@@ -75,9 +76,12 @@ class MethodCase(NamedTuple):
         update_steps: The steps at which masks may change.
         kept: The active weights at an update step, of all layers; at any other step
             they are those of the last update step. Step -1 is the start.
-        prune_rate: The fraction of each layer exchanged at an update step, or None.
+        prune_rate: The fraction of each layer that may be dropped and grown at an
+            update step, or None.
         kept_by_layer: The same as `kept` by layer, where the method fixes it.
         keeps_layer_counts: Whether a layer's count never changes.
+        restarts: Whether at an update step a weight can go and come back from 0. Where
+            it can't, one that is dropped and grown in the same update was never away.
         restores: Whether all weights come back at an update step.
         grown_by_layer: The weights that each layer grows at an update step, where they
             are not the prune rate's part of its active ones.
@@ -91,9 +95,18 @@ class MethodCase(NamedTuple):
     prune_rate: Callable[[int], float] | None = None
     kept_by_layer: Callable[[int], dict[str, int]] | None = None
     keeps_layer_counts: bool = False
+    restarts: Callable[[int], bool] = lambda step: False
     restores: Callable[[int], bool] = lambda step: False
     grown_by_layer: Callable[[int], dict[str, int]] | None = None
     redistributes: bool = False
+
+
+def always(step: int) -> bool:
+    return True
+
+
+def while_pruning(step: int) -> bool:
+    return step <= END
 
 
 def constant(step: int) -> int:
@@ -113,8 +126,17 @@ def is_dense_phase(step: int) -> bool:
     return sum(step >= start for start in PHASES) % 2 == 0
 
 
-def granet_rate(step: int) -> float:
+def to_the_end(step: int) -> float:
     return cosine(0.5, 0.005, STEPS, step)
+
+
+def granet_rate(step: int) -> float:
+    """Where pruning ends between two of the periodic updates, it prunes alone."""
+    return to_the_end(step) if step in PERIODIC else 0.0
+
+
+def rigl_rate(step: int) -> float:
+    return cosine(0.4, 0.0, RIGL_STOP, step)
 
 
 def mest_rate(step: int) -> float:
@@ -138,22 +160,36 @@ def mest_above_budget(step: int) -> dict[str, int]:
     return {path: n + mest_growth(step)[path] for path, n in MEST_BUDGET.items()}
 
 
+# A layer of one weight, which is no kernel unless one says so, can be full or empty.
+PRUNABLE = [("kernel", True)]
 GRADUAL = {
     "final_sparsity": SPARSITY,
     "end_step": END,
     "begin_step": BEGIN,
     "update_interval": INTERVAL,
+    "prunable": PRUNABLE,
 }
 EXCHANGE = {
     "sparsity": SPARSITY,
     "total_steps": STEPS,
     "begin_step": BEGIN,
     "update_interval": INTERVAL,
+    "prunable": PRUNABLE,
 }
+
+
+def granet(**settings: Any) -> Callable[[Any], Any]:
+    settings = GRADUAL | {"total_steps": STEPS} | settings
+    return lambda tx: sj.granet_transform(tx, **settings)
+
+
+# Under Erdos-Renyi-Kernel 74 of 369 weights are 1 : 73 / 2 : 73 / 2, the sums of the
+# two other shapes being the same; a neuron of 8 has 4 of 37, one of 10 has 3 of 36.
+SRIGL_COUNTS = {"conv/kernel": 32, "dense/kernel": 30, "scale/kernel": 1}
 
 METHODS = {
     "static": MethodCase(
-        lambda tx: sj.static_transform(tx, sparsity=SPARSITY),
+        lambda tx: sj.static_transform(tx, sparsity=SPARSITY, prunable=PRUNABLE),
         update_steps=[],
         kept=constant,
         keeps_layer_counts=True,
@@ -164,26 +200,37 @@ METHODS = {
         kept=constant,
         prune_rate=lambda step: 0.3,
         keeps_layer_counts=True,
+        restarts=always,
     ),
     "rigl": MethodCase(
         lambda tx: sj.rigl_transform(tx, prune_rate=0.4, **EXCHANGE),
         update_steps=[step for step in PERIODIC if step <= RIGL_STOP],
         kept=constant,
-        prune_rate=lambda step: cosine(0.4, 0.0, RIGL_STOP, step),
+        prune_rate=rigl_rate,
         keeps_layer_counts=True,
     ),
     "itop": MethodCase(
-        lambda tx: sj.itop_transform(tx, gradient_steps=3, **EXCHANGE),
+        lambda tx: sj.itop_transform(tx, grow=sj.scores.mean_gradient(3), **EXCHANGE),
         update_steps=list(PERIODIC),
         kept=constant,
-        prune_rate=lambda step: cosine(0.5, 0.005, STEPS, step),
+        prune_rate=to_the_end,
+        keeps_layer_counts=True,
+    ),
+    # Without ablation, which is in test_srigl: with it, counts depend on the weights.
+    "srigl": MethodCase(
+        lambda tx: sj.srigl_transform(
+            tx, prune_rate=0.4, ablation_threshold=0.0, **EXCHANGE
+        ),
+        update_steps=[step for step in PERIODIC if step <= RIGL_STOP],
+        kept=lambda step: sum(SRIGL_COUNTS.values()),
+        kept_by_layer=lambda step: SRIGL_COUNTS,
         keeps_layer_counts=True,
     ),
     "snfs": MethodCase(
         lambda tx: sj.snfs_transform(tx, distribution="erk", **EXCHANGE),
         update_steps=list(PERIODIC),
         kept=constant,
-        prune_rate=lambda step: cosine(0.5, 0.005, STEPS, step),
+        prune_rate=to_the_end,
         redistributes=True,
     ),
     "dsr": MethodCase(
@@ -192,57 +239,78 @@ METHODS = {
         ),
         update_steps=list(PERIODIC),
         kept=constant,
+        restarts=always,
         redistributes=True,
     ),
+    # With this seed some of the few that are dropped are grown again.
     "mest": MethodCase(
         lambda tx: sj.mest_transform(
-            tx, soft_bound=True, gradient_weight=0.1, **EXCHANGE
+            tx, soft_bound=True, gradient_weight=0.1, seed=1, **EXCHANGE
         ),
         update_steps=list(PERIODIC),
         kept=lambda step: sum(mest_above_budget(step).values()),
         prune_rate=mest_rate,
         kept_by_layer=mest_above_budget,
+        restarts=always,
         grown_by_layer=mest_growth,
     ),
+    "mest_em": MethodCase(
+        lambda tx: sj.mest_transform(tx, gradient_weight=0.1, **EXCHANGE),
+        update_steps=list(PERIODIC),
+        kept=constant,
+        prune_rate=mest_rate,
+        kept_by_layer=lambda step: MEST_BUDGET,
+        keeps_layer_counts=True,
+        restarts=always,
+    ),
+    # After the end only what was left out there is pruned: in these runs nothing.
     "gmp_global": MethodCase(
         lambda tx: sj.gmp_transform(tx, **GRADUAL),
-        update_steps=[step for step in TO_THE_END if step <= END],
+        update_steps=TO_THE_END,
         kept=gradual(0.0),
     ),
     "gmp_layer": MethodCase(
         lambda tx: sj.gmp_transform(tx, scope="layer", **GRADUAL),
-        update_steps=[step for step in TO_THE_END if step <= END],
+        update_steps=TO_THE_END,
         kept=lambda step: sum(gradual_by_layer(step).values()),
         kept_by_layer=gradual_by_layer,
     ),
     "granet_dense": MethodCase(
-        lambda tx: sj.granet_transform(tx, total_steps=STEPS, **GRADUAL),
+        granet(),
         update_steps=TO_THE_END,
         kept=gradual(0.0),
         prune_rate=granet_rate,
+        restarts=while_pruning,
     ),
     "granet_sparse": MethodCase(
-        lambda tx: sj.granet_transform(
-            tx, total_steps=STEPS, initial_sparsity=0.5, **GRADUAL
-        ),
+        granet(initial_sparsity=0.5),
         update_steps=TO_THE_END,
         kept=gradual(0.5),
         prune_rate=granet_rate,
-    ),
-    "acdc": MethodCase(
-        lambda tx: sj.acdc_transform(tx, final_sparsity=SPARSITY, phases=PHASES),
-        update_steps=PHASES,
-        kept=lambda step: keep(0.0 if is_dense_phase(step) else SPARSITY, TOTAL),
-        restores=is_dense_phase,
+        restarts=while_pruning,
     ),
     "granet_momentum": MethodCase(
-        lambda tx: sj.granet_transform(
-            tx, total_steps=STEPS, scope="layer", grow="momentum", **GRADUAL
-        ),
+        granet(scope="layer", grow=sj.scores.momentum(0.9)),
         update_steps=TO_THE_END,
         kept=lambda step: sum(gradual_by_layer(step).values()),
         kept_by_layer=gradual_by_layer,
         prune_rate=granet_rate,
+        restarts=while_pruning,
+    ),
+    "granet_mean_gradient": MethodCase(
+        granet(grow=sj.scores.mean_gradient(3)),
+        update_steps=TO_THE_END,
+        kept=gradual(0.0),
+        prune_rate=granet_rate,
+        restarts=while_pruning,
+    ),
+    "acdc": MethodCase(
+        lambda tx: sj.acdc_transform(
+            tx, final_sparsity=SPARSITY, phases=PHASES, prunable=PRUNABLE
+        ),
+        update_steps=PHASES,
+        kept=lambda step: keep(0.0 if is_dense_phase(step) else SPARSITY, TOTAL),
+        restores=is_dense_phase,
     ),
 }
 
@@ -254,6 +322,7 @@ class OptimizerCase(NamedTuple):
         inner: Makes the optimizer that a method wraps.
         momenta: The fields of its state that must be 0 for a newly grown weight.
         second_moments: The fields that start from the mean over the kept weights.
+        decay: What is left of a second moment after a step t without a gradient.
         outer: Wraps the result.
         micro_steps: Calls of `update` for each step that reaches the method.
     """
@@ -261,6 +330,7 @@ class OptimizerCase(NamedTuple):
     inner: Callable[[], optax.GradientTransformation]
     momenta: tuple[str, ...] = ()
     second_moments: tuple[str, ...] = ()
+    decay: Callable[[int], float] = lambda t: 0.999
     outer: Callable[[Any], Any] = lambda tx: tx
     micro_steps: int = 1
 
@@ -290,18 +360,19 @@ OPTIMIZERS = {
         ("nu",),
     ),
     "rmsprop": OptimizerCase(
-        lambda: optax.rmsprop(LR, momentum=0.9), ("trace",), ("nu",)
+        lambda: optax.rmsprop(LR, momentum=0.9), ("trace",), ("nu",), lambda t: 0.9
     ),
     # With a constant rate, two of Lion's steps take a grown weight back to exactly 0.
     "lion": OptimizerCase(
         lambda: optax.lion(optax.cosine_decay_schedule(LR, 2 * STEPS)), ("mu",)
     ),
     "lamb": OptimizerCase(lambda: optax.lamb(LR, weight_decay=0.1), ("mu",), ("nu",)),
-    # Small enough a limit that the layers are factored as large ones would be.
+    # A limit at which the dense kernel is factored and the convolution is not.
     "adafactor": OptimizerCase(
-        lambda: optax.adafactor(LR, min_dim_size_to_factor=4, momentum=0.9),
+        lambda: optax.adafactor(LR, min_dim_size_to_factor=8, momentum=0.9),
         ("ema",),
         ("v",),
+        lambda t: 1 - (t + 1) ** -0.8,
     ),
     "muon": OptimizerCase(lambda: optax.contrib.muon(LR), ("mu",)),
     "schedule_free": OptimizerCase(
@@ -314,8 +385,12 @@ OPTIMIZERS = {
         ("mu",),
         ("nu",),
     ),
+    # Updates are at even steps, the first of two, at which Adam takes none.
     "multi_steps_inside": OptimizerCase(
-        lambda: accumulate(optax.adam(LR)), ("mu", "acc_grads"), ("nu",)
+        lambda: accumulate(optax.adam(LR)),
+        ("mu", "acc_grads"),
+        ("nu",),
+        lambda t: 1.0 if t % 2 == 0 else 0.999,
     ),
     "multi_steps_outside": OptimizerCase(
         lambda: optax.adam(LR), ("mu",), ("nu",), outer=accumulate, micro_steps=2
@@ -340,6 +415,15 @@ OPTIMIZERS = {
         outer=lambda tx: optax.apply_if_finite(tx, 3),
     ),
 }
+
+
+# Whether a method keeps what it must does not depend on the optimizer, nor the other
+# way round: a row and a column of the table, and the pair that GraNet's paper trains.
+CELLS = [
+    *((method, "adam") for method in METHODS),
+    *(("rigl", optimizer) for optimizer in OPTIMIZERS if optimizer != "adam"),
+    ("granet_dense", "momentum"),
+]
 
 
 def make_cell(method: str, optimizer: str) -> optax.GradientTransformation:

@@ -1,7 +1,8 @@
-"""Figures of masks and gradients, held against NumPy."""
+"""Measures of masks and gradients, held against NumPy."""
 
 from itertools import accumulate
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -83,12 +84,30 @@ class TestDeadUnits:
             for name in ("conv", "dense")
         }
         assert sum(dead.values()) > 0 and sum(unread.values()) > 0
-        found = sj.dead_units(masks, "layer"), sj.unread_inputs(masks, "layer")
+        found = sj.dead_units(masks, "layer"), sj.dead_inputs(masks, "layer")
         for expected, counts in zip((dead, unread), found):
             assert {name: int(counts[name]) for name in expected} == expected
             assert counts["bias"] == optax.MaskedNode()
         assert sj.dead_units(masks) == sum(dead.values())
-        assert sj.unread_inputs(masks) == sum(unread.values())
+        assert sj.dead_inputs(masks) == sum(unread.values())
+
+    def test_units_of_attention_and_of_equinox_are_on_their_own_axes(self):
+        masks = {
+            "query": {"kernel": jnp.ones((5, 2, 3), bool).at[:, 1, 2].set(False)},
+            "out": {"kernel": jnp.ones((2, 3, 5), bool).at[1, 2].set(False)},
+        }
+        assert jax.tree.map(int, sj.dead_units(masks, "layer")) == {
+            "query": {"kernel": 1},
+            "out": {"kernel": 0},
+        }
+        assert jax.tree.map(int, sj.dead_inputs(masks, "layer")) == {
+            "query": {"kernel": 0},
+            "out": {"kernel": 1},
+        }
+        linear = eqx.nn.Linear(4, 3, use_bias=False, key=jax.random.key(0))
+        mask = jnp.ones((3, 4), bool).at[1].set(False)
+        linear = eqx.tree_at(lambda layer: layer.weight, linear, mask)
+        assert sj.dead_units(linear) == 1 and sj.dead_inputs(linear) == 0
 
     def test_a_dead_unit_gives_the_same_whatever_goes_in(self):
         masks = {"kernel": jnp.array(draw_masks(3, 0.05)["conv"])}
@@ -103,7 +122,7 @@ class TestDeadUnits:
     def test_leaves_without_units_have_none(self):
         masks = {"scale": jnp.zeros(3, bool), "kernel": jnp.zeros((2, 3), bool)}
         assert sj.dead_units(masks) == 3
-        assert sj.unread_inputs(masks) == 2
+        assert sj.dead_inputs(masks) == 2
         assert sj.empty_layers(masks) == 2
 
     def test_empty_layers_have_weights_but_no_active_one(self):

@@ -173,4 +173,4 @@ def test_a_saved_score_prunes_another_architecture(digits, learnt):
     assert size == 27_408 and sj.count_active(masks) == sj.keep_count(0.9, size)
     # Beside magnitude, from which it learnt, the gradient has a say.
     magnitude = sj.magnitude_pruning(None, cnn, None, None, 0.9)
-    assert 0.05 < sj.overlap(masks, magnitude) < 0.999
+    assert 0.05 < sj.jaccard(masks, magnitude) < 0.999

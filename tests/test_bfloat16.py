@@ -1,4 +1,4 @@
-"""bfloat16 compute does not destabilise growth, because scores are kept in float32.
+"""bfloat16 compute does not destabilize growth, because scores are kept in float32.
 
 A regression in which a few inputs matter, all with the same coefficient, and the others
 are noise at a far larger scale. At each update RigL grows by the sum of 2048 batches'
@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.methods import growth
+from sparsejax import scores
 
 INPUTS, SIGNALS, NOISE, BATCH = 128, 16, 16.0, 32
 INTERVAL, UPDATES, SEED = 2048, 4, 1
@@ -33,7 +33,8 @@ def masks_after_updates(compute_dtype):
         total_steps=STEPS,
         stop_step=STEPS,
         update_interval=INTERVAL,
-        gradient_steps=INTERVAL,
+        grow=sj.scores.mean_gradient(INTERVAL),
+        prunable=[("w", True)],
         prune_rate=0.5,
         seed=SEED,
     )
@@ -84,12 +85,12 @@ def test_masks_are_those_of_a_float32_run(in_float32):
 
 def test_scores_in_bfloat16_would_go_wrong(in_float32, monkeypatch):
     """The same run, with the sums of gradients that it grows by in bfloat16."""
-    in_own_dtype = growth._zeros
+    in_own_dtype = scores._zeros
 
     def zeros(params, rules):
         sums = in_own_dtype(params, rules)
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), sums)
 
-    monkeypatch.setattr(growth, "_zeros", zeros)
+    monkeypatch.setattr(scores, "_zeros", zeros)
     masks = masks_after_updates(jnp.bfloat16)
     assert found(masks[-1]) < 4 < found(in_float32[-1])

@@ -30,8 +30,8 @@ def test_gates_are_binary_with_the_slope_of_a_sigmoid():
 def test_penalties_are_the_formulas():
     shares = np.concatenate([(LOGITS[n] > 0).mean(0) for n in LOGITS])
     gates = gates_of(LOGITS)
-    polarisation = np.mean(shares * (1 - shares))
-    np.testing.assert_allclose(sj.polarisation_penalty(gates), polarisation, rtol=1e-5)
+    polarization = np.mean(shares * (1 - shares))
+    np.testing.assert_allclose(sj.polarization_penalty(gates), polarization, rtol=1e-5)
     wanted = abs(shares.mean() - 0.3)
     np.testing.assert_allclose(sj.activation_penalty(gates, 0.3), wanted, rtol=1e-5)
     votes = sj.consensus(gates)
@@ -41,16 +41,16 @@ def test_penalties_are_the_formulas():
 def test_descent_on_the_penalties_makes_gates_agree_at_the_target():
     def penalty(logits):
         gates = gates_of(logits)
-        return sj.polarisation_penalty(gates) + sj.activation_penalty(gates, 0.5)
+        return sj.polarization_penalty(gates) + sj.activation_penalty(gates, 0.5)
 
     def step(logits, _):
         slopes = jax.grad(penalty)(logits)
         return jax.tree.map(lambda z, g: z - 20 * g, logits, slopes), None
 
-    before = sj.polarisation_penalty(gates_of(LOGITS))
+    before = sj.polarization_penalty(gates_of(LOGITS))
     run = jax.jit(lambda z: jax.lax.scan(step, z, length=1000)[0])
     gates = gates_of(run(LOGITS))
-    assert before > 0.2 and sj.polarisation_penalty(gates) < 0.02
+    assert before > 0.2 and sj.polarization_penalty(gates) < 0.02
     assert sj.activation_penalty(gates, 0.5) <= 0.1
 
 

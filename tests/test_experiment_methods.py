@@ -152,11 +152,11 @@ def test_top_kast_trains_as_in_the_library():
         close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
         jax.tree.map(close, params, alpha)
         masks = sj.get_masks(state)
-        assert state.figures.updates == (t + 1) // 3
+        assert state.metrics.updates == (t + 1) // 3
         if mine.is_update_step(t):
             grown = sj.count_active(sj.difference(masks, before))
-            assert state.figures.grown == grown == state.figures.dropped > 0
-    assert state.figures.active == sj.count_active(masks)
+            assert state.metrics.grown == grown == state.metrics.dropped > 0
+    assert state.metrics.active == sj.count_active(masks)
 
 
 def test_weight_decay_of_top_kast_is_its_penalty():

@@ -1,9 +1,10 @@
-"""What every method must keep with every optimizer: the tables are in families.py.
+"""What every method and every optimizer must keep: the tables are in families.py.
 
 A cell of the table is trained once, one compiled step called again and again. The tests
 look at that history on the host.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from families import (
+    CELLS,
     LAYERS,
     METHODS,
     OPTIMIZERS,
@@ -30,6 +32,8 @@ from families import (
 )
 
 import sparsejax as sj
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "strict_ranks")
 
 
 class Cell(NamedTuple):
@@ -63,11 +67,19 @@ class Cell(NamedTuple):
     def weights(self, step: int) -> dict[str, np.ndarray]:
         return {path: self.params[step + 1][path] for path in LAYERS}
 
-    def grown(self, step: int) -> dict[str, np.ndarray]:
-        """The weights grown at a step: active and 0, as no others are by then."""
+    def new(self, step: int) -> dict[str, np.ndarray]:
+        """The weights that an update step has left at 0 for their first step to come.
+
+        Those that went on have just taken theirs, and none of them is 0.
+        """
         masks, weights = self.masks(step), self.weights(step)
         is_update = step in self.method.update_steps
         return {path: masks[path] & (weights[path] == 0) & is_update for path in LAYERS}
+
+    def arrived(self, step: int) -> dict[str, np.ndarray]:
+        """The weights that are active after a step and were not before it."""
+        before, after = self.masks(step - 1), self.masks(step)
+        return {path: after[path] & ~before[path] for path in LAYERS}
 
     def slots(self, step: int, fields: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
         """The optimizer's slots shaped like a masked layer, with the layer's path."""
@@ -81,18 +93,10 @@ class Cell(NamedTuple):
         ]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param((m, o), id=f"{m}-{o}") for m in METHODS for o in OPTIMIZERS],
-)
-def cell(
-    request: pytest.FixtureRequest,
-    quick_compilation: None,
-    strict_ranks: None,
-    one_device: None,
-) -> Cell:
-    method, optimizer = METHODS[request.param[0]], OPTIMIZERS[request.param[1]]
-    tx, traces = make_cell(*request.param), []
+@functools.cache
+def train(method: str, optimizer: str) -> Cell:
+    micro_steps = OPTIMIZERS[optimizer].micro_steps
+    tx, traces = make_cell(method, optimizer), []
 
     def step(params: Any, opt_state: Any, noise: Any) -> Any:
         grads = gradients(params, noise)
@@ -105,13 +109,13 @@ def cell(
         return step(*args)
 
     calls = [sj.init_sparse(tx, make_params())]
-    for call in range(STEPS * optimizer.micro_steps):
+    for call in range(STEPS * micro_steps):
         calls.append(compiled(*calls[-1], noise_of(call)))
     calls = jax.device_get(calls)
-    at_steps = calls[:: optimizer.micro_steps]
+    at_steps = calls[::micro_steps]
     return Cell(
-        method,
-        optimizer,
+        METHODS[method],
+        OPTIMIZERS[optimizer],
         tx,
         step,
         compiled,
@@ -120,6 +124,11 @@ def cell(
         [by_path(params) for params, _ in at_steps],
         [sparsify_state(opt_state) for _, opt_state in at_steps],
     )
+
+
+@pytest.fixture(scope="module", params=CELLS, ids="-".join)
+def cell(request: pytest.FixtureRequest) -> Cell:
+    return train(*request.param)
 
 
 def test_the_number_of_active_weights_is_exact_at_every_step(cell):
@@ -133,10 +142,10 @@ def test_the_number_of_active_weights_is_exact_at_every_step(cell):
         if cell.method.keeps_layer_counts:
             first = {path: mask.sum() for path, mask in cell.masks(-1).items()}
             assert counts == first, step
-        figures = cell.states[step + 1].figures
-        assert figures.active == cell.method.kept(last), step
+        metrics = cell.states[step + 1].metrics
+        assert metrics.active == cell.method.kept(last), step
         expected = 1 - cell.method.kept(last) / TOTAL
-        np.testing.assert_allclose(figures.sparsity, expected, atol=1e-6)
+        np.testing.assert_allclose(metrics.sparsity, expected, atol=1e-6)
 
 
 def test_inactive_weights_are_exactly_zero_after_every_step(cell):
@@ -145,6 +154,7 @@ def test_inactive_weights_are_exactly_zero_after_every_step(cell):
             weights = cell.weights(step)[path]
             assert np.all(weights[~mask] == 0), (step, path)
             assert np.all(np.isfinite(weights)), (step, path)
+        assert cell.states[step + 1].metrics.stray == 0, step
 
 
 def test_active_weights_and_leaves_left_dense_are_trained(cell):
@@ -154,78 +164,108 @@ def test_active_weights_and_leaves_left_dense_are_trained(cell):
         assert np.all(moved[masks.get(path, np.ones(last.shape, bool))]), path
 
 
-def restored(cell: Cell, step: int) -> int:
-    """The weights that a method without a prune rate grows at a step: all or none."""
-    if step not in cell.method.update_steps or not cell.method.restores(step):
-        return 0
-    return sum(int(np.sum(~mask)) for mask in cell.masks(step - 1).values())
-
-
-def test_masks_change_at_update_steps_alone_and_no_weight_is_revived(cell):
+def test_masks_change_at_update_steps_alone(cell):
     ever_changed = False
     for step in range(STEPS):
         before, after = cell.masks(step - 1), cell.masks(step)
-        revived = sum(np.sum(after[path] & ~before[path]) for path in LAYERS)
         changed = any(np.any(after[path] != before[path]) for path in LAYERS)
+        assert not changed or step in cell.method.update_steps, step
         ever_changed |= changed
-        if step not in cell.method.update_steps:
-            assert not changed, step
-        elif cell.method.prune_rate is None and not cell.method.redistributes:
-            assert revived == restored(cell, step), step
-        else:
-            assert revived <= cell.states[step + 1].figures.grown, step
     assert ever_changed == bool(cell.method.update_steps)
 
 
-def test_each_layer_grows_what_the_prune_rate_says(cell):
-    if cell.method.redistributes:
-        pytest.skip("layers grow other numbers than they dropped")
-    if cell.method.prune_rate is None:
-        grown = [cell.states[0].figures.grown]
-        for step in range(STEPS):
-            is_update = step in cell.method.update_steps
-            grown.append(restored(cell, step) if is_update else grown[-1])
-        assert grown == [state.figures.grown for state in cell.states]
-        assert any(grown) == any(map(cell.method.restores, cell.method.update_steps))
-        return
+def test_weights_that_arrive_start_from_zero_and_what_was_never_away_goes_on(cell):
     for step in cell.method.update_steps:
-        rate = cell.method.prune_rate(step)
-        expected = {
-            # The tolerance is for a float32 rate: 0.3 of 50 is 15.
-            path: math.ceil(rate * mask.sum() - 1e-4)
-            for path, mask in cell.masks(step).items()
-        }
+        before, new, arrived = cell.masks(step - 1), cell.new(step), cell.arrived(step)
+        for path in LAYERS:
+            assert np.all(new[path][arrived[path]]), (step, path)
+            if not cell.method.restarts(step):
+                assert not np.any(new[path] & before[path]), (step, path)
+
+
+def test_metrics_count_what_the_last_update_has_done(cell):
+    grown, dropped, updates = 0, 0, 0
+    for step in range(STEPS):
+        if step in cell.method.update_steps:
+            before, after = cell.masks(step - 1), cell.masks(step)
+            grown = sum(int(new.sum()) for new in cell.new(step).values())
+            dropped = sum(int(np.sum(before[p] & ~after[p])) for p in LAYERS)
+            updates += 1
+        metrics = cell.states[step + 1].metrics
+        found = metrics.grown, metrics.dropped, metrics.updates, metrics.skipped
+        assert found == (grown, dropped, updates, 0), step
+
+
+def quota(cell: Cell, step: int, masks: dict[str, np.ndarray]) -> dict[str, int]:
+    """The prune rate's part of each layer; 0.3 of 50 is 15 in float32 too."""
+    assert cell.method.prune_rate is not None
+    rate = cell.method.prune_rate(step)
+    return {path: math.ceil(rate * mask.sum() - 1e-4) for path, mask in masks.items()}
+
+
+def count(masks: dict[str, np.ndarray]) -> dict[str, int]:
+    return {path: int(mask.sum()) for path, mask in masks.items()}
+
+
+@pytest.mark.parametrize("method", ["static", "gmp_global", "gmp_layer", "acdc"])
+def test_a_method_that_only_prunes_or_restores_grows_nothing_or_all(method):
+    cell = train(method, "adam")
+    for step in cell.method.update_steps:
+        everything = {path: ~mask for path, mask in cell.masks(step - 1).items()}
+        nothing = dict.fromkeys(LAYERS, 0)
+        expected = count(everything) if cell.method.restores(step) else nothing
+        assert count(cell.arrived(step)) == expected, step
+
+
+@pytest.mark.parametrize("method", ["set", "mest", "mest_em"])
+def test_each_layer_restarts_the_part_that_the_prune_rate_says(method):
+    cell = train(method, "adam")
+    came_back = 0
+    for step in cell.method.update_steps:
+        before, new = cell.masks(step - 1), cell.new(step)
+        expected = quota(cell, step, before)
         if cell.method.grown_by_layer is not None:
             expected = cell.method.grown_by_layer(step)
-        grown = {path: new.sum() for path, new in cell.grown(step).items()}
-        assert grown == expected, step
-        assert cell.states[step + 1].figures.grown == sum(expected.values())
+        assert count(new) == expected, step
+        came_back += sum(int(np.sum(new[path] & before[path])) for path in LAYERS)
+    assert came_back > 0, "the data must make some be dropped and grown again"
 
 
-def test_what_is_redistributed_is_grown_to_the_unit(cell):
-    if not cell.method.redistributes:
-        pytest.skip("each layer grows what it dropped")
-    total = 0
+EXCHANGING = ["rigl", "itop", *(name for name in METHODS if "granet" in name)]
+
+
+@pytest.mark.parametrize("method", EXCHANGING)
+def test_no_layer_exchanges_more_than_the_prune_rate_says(method):
+    cell = train(method, "adam")
+    grown, went_on = 0, 0
     for step in cell.method.update_steps:
-        before, rate = cell.masks(step - 1), cell.method.prune_rate
-        grown = sum(int(new.sum()) for new in cell.grown(step).values())
-        assert grown == cell.states[step + 1].figures.grown
-        if rate is not None:
-            drops = (math.ceil(rate(step) * m.sum() - 1e-4) for m in before.values())
-            assert grown == sum(drops), step
-        total += grown
-    counts = {
-        tuple(int(cell.masks(step)[path].sum()) for path in LAYERS)
-        for step in range(-1, STEPS)
-    }
-    assert total > 0 and len(counts) > 1
+        # The exchange leaves the counts as the prune before it has made them.
+        most = quota(cell, step, cell.masks(step))
+        new = count(cell.new(step))
+        assert all(new[path] <= most[path] for path in LAYERS), step
+        grown += sum(new.values())
+        went_on += sum(most.values()) - sum(new.values())
+    assert grown > 0
+    assert went_on > 0, "the data must make some be dropped and grown again"
 
 
-def test_momentum_of_inactive_and_newly_grown_weights_is_zero(cell):
+@pytest.mark.parametrize("method", ["snfs", "dsr"])
+def test_layers_that_redistribute_change_their_counts(method):
+    cell = train(method, "adam")
+    new = [sum(count(cell.new(step)).values()) for step in cell.method.update_steps]
+    assert all(new)
+    if cell.method.prune_rate is not None:
+        for step, n in zip(cell.method.update_steps, new):
+            assert n <= sum(quota(cell, step, cell.masks(step - 1)).values()), step
+    counts = {tuple(count(cell.masks(step)).values()) for step in range(-1, STEPS)}
+    assert len(counts) > 1
+
+
+def test_momentum_of_inactive_and_new_weights_is_zero(cell):
     found = 0
     for step in range(STEPS):
         kept = {
-            path: mask & ~cell.grown(step)[path]
+            path: mask & ~cell.new(step)[path]
             for path, mask in cell.masks(step).items()
         }
         for path, slot in cell.slots(step, cell.optimizer.momenta):
@@ -234,17 +274,19 @@ def test_momentum_of_inactive_and_newly_grown_weights_is_zero(cell):
     assert found > STEPS, "the momenta of the table must be there to be looked at"
 
 
-def test_second_moments_of_grown_weights_are_the_mean_of_the_kept(cell):
+def test_second_moments_of_new_weights_are_the_mean_of_those_that_go_on(cell):
+    """The mean before the step, which they then take without a gradient."""
     looked_at = 0
     for step in range(STEPS):
+        old = dict(cell.slots(step - 1, cell.optimizer.second_moments))
         for path, slot in cell.slots(step, cell.optimizer.second_moments):
-            mask, grown = cell.masks(step)[path], cell.grown(step)[path]
-            kept = mask & ~grown
+            mask, new = cell.masks(step)[path], cell.new(step)[path]
             # Adafactor adds 1e-30 to the square of a gradient of 0.
-            drift = 0 if step in cell.method.update_steps else 1e-28
-            assert np.all(np.abs(slot[~mask]) <= drift), (step, path)
-            mean = np.mean(slot[kept], dtype=np.float64) if kept.any() else 0.0
-            np.testing.assert_allclose(slot[grown], mean, rtol=1e-5)
+            assert np.all(np.abs(slot[~mask]) <= 1e-30), (step, path)
+            goes_on = mask & ~new
+            mean = np.mean(old[path][goes_on], dtype=np.float64) if goes_on.any() else 0
+            expected = cell.optimizer.decay(step) * mean
+            np.testing.assert_allclose(slot[new], expected, rtol=1e-5, atol=1e-30)
             looked_at += 1
     assert bool(looked_at) == bool(cell.optimizer.second_moments)
 
@@ -258,18 +300,6 @@ def test_one_trace_serves_all_steps_and_the_state_keeps_its_type(cell):
 
 def types(tree: Any) -> list[Any]:
     return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
-
-
-@pytest.fixture
-def crossed(cell: Cell) -> Cell:
-    """A cell to spend seconds more on: a row and a column of the table.
-
-    How a step is run and saved depends on the method and on the optimizer, not on the
-    pair.
-    """
-    if cell.method is METHODS["rigl"] or cell.optimizer is OPTIMIZERS["adam"]:
-        return cell
-    pytest.skip("done for one optimizer a method and one method an optimizer")
 
 
 def assert_same_masks_and_close(params, opt_state, other_params, other_state) -> None:
@@ -292,20 +322,33 @@ def scan(cell: Cell, start: Any, noises: Any) -> Any:
     return jax.lax.scan(body, start, noises)[0]
 
 
-def test_it_can_be_the_body_of_a_scan(crossed):
-    cell, calls = crossed, range(len(crossed.calls) - 1)
+# A method with a memory of each kind, and optimizers that count steps themselves.
+SCANNED = [
+    ("acdc", "adam"),
+    ("dsr", "adam"),
+    ("granet_momentum", "adam"),
+    ("rigl", "multi_steps_inside"),
+    ("rigl", "multi_steps_outside"),
+    ("granet_dense", "momentum"),
+]
+assert set(SCANNED) <= set(CELLS)  # trained once for all tests
+
+
+@pytest.mark.parametrize(("method", "optimizer"), SCANNED)
+def test_it_can_be_the_body_of_a_scan(method, optimizer):
+    cell = train(method, optimizer)
+    calls = range(len(cell.calls) - 1)
     noises = jax.tree.map(lambda *leaves: np.stack(leaves), *map(noise_of, calls))
     start, last = cell.calls[0], cell.calls[-1]
     params, opt_state = jax.jit(lambda: scan(cell, start, noises))()
     assert_same_masks_and_close(params, opt_state, *last)
 
 
-def test_eager_equals_compiled(crossed):
-    cell = crossed
-    # The last update but one (RigL's last moves nothing), from the state that the
-    # compiled steps led to.
-    call = cell.optimizer.micro_steps * (cell.method.update_steps or [14, 18])[-2]
-    call += cell.optimizer.micro_steps - 1
+@pytest.mark.parametrize("method", METHODS)
+def test_eager_equals_compiled(method):
+    # The second update, from the state that the compiled steps led to.
+    cell = train(method, "adam")
+    call = (cell.method.update_steps or [6, 10])[1]
     start = jax.tree.map(jnp.asarray, cell.calls[call])
     params, opt_state = cell.step(*start, noise_of(call))
     assert_same_masks_and_close(params, opt_state, *cell.calls[call + 1])
@@ -330,8 +373,7 @@ def test_init_needs_shapes_alone(cell):
     assert types(abstract) == types(concrete)
 
 
-def test_a_checkpoint_brings_the_state_back_and_training_goes_on(crossed, tmp_path):
-    cell = crossed
+def test_a_checkpoint_brings_the_state_back_and_training_goes_on(cell, tmp_path):
     middle = STEPS * cell.optimizer.micro_steps // 2
     saved = cell.calls[middle]
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

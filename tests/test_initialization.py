@@ -96,7 +96,7 @@ def test_counts_are_exact_and_jit_equals_eager(name):
     assert sj.count_active(masks) == sj.keep_count(0.7, 42)
     assert isinstance(masks["b"], optax.MaskedNode)
     traced = jax.jit(lambda p, b: prune(name, p, b, 0.7))(PARAMS, BATCHES)
-    assert sj.overlap(masks, traced) == 1
+    assert sj.jaccard(masks, traced) == 1
 
 
 def sharded(batches):
@@ -111,7 +111,7 @@ def sharded(batches):
 @every_method
 def test_an_iterator_over_sharded_batches_gives_the_same_masks(name):
     masks = prune(name, PARAMS, sharded(BATCHES), 0.7)
-    assert sj.overlap(masks_of(name), masks) == 1
+    assert sj.jaccard(masks_of(name), masks) == 1
 
 
 @every_method
@@ -128,16 +128,16 @@ def test_a_second_call_reuses_what_the_first_has_compiled(name):
         second = prune(name, PARAMS, iter(BATCHES), 0.7)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert sj.overlap(first, second) == 1
+    assert sj.jaccard(first, second) == 1
     assert TRACES["outputs"] == before
     assert compiled["/jax/core/compile/backend_compile_duration"] == 0
 
 
 @every_method
 def test_only_random_masks_depend_on_the_key(name):
-    assert sj.overlap(masks_of(name), prune(name, PARAMS, BATCHES, 0.7)) == 1
+    assert sj.jaccard(masks_of(name), prune(name, PARAMS, BATCHES, 0.7)) == 1
     other = prune(name, PARAMS, BATCHES, 0.7, key=1)
-    assert (sj.overlap(masks_of(name), other) < 1) == name.startswith("random")
+    assert (sj.jaccard(masks_of(name), other) < 1) == name.startswith("random")
 
 
 def stacked_outputs(params, batch):
@@ -173,7 +173,7 @@ def test_nested_stacked_bfloat16_parameters_and_a_layer_of_its_own_sparsity(name
 def test_refusals_and_warnings(name):
     bad = [BATCHES[0], (BATCHES[1][0] * np.nan, BATCHES[1][1])]
     if name in DATA_FREE:
-        assert sj.overlap(masks_of(name), prune(name, PARAMS, bad, 0.7)) == 1
+        assert sj.jaccard(masks_of(name), prune(name, PARAMS, bad, 0.7)) == 1
     else:
         with pytest.raises(ValueError, match="batch 1 gives"):
             prune(name, PARAMS, bad, 0.5)
@@ -221,7 +221,7 @@ def test_masks_start_static_and_dynamic_training(name):
     for training, final in (("static", 0.7), ("granet", 0.8)):
         tx = TRAINING[training](masks=masks)
         params, state = sj.init_sparse(tx, PARAMS)
-        assert sj.overlap(sj.get_masks(state), masks) == 1
+        assert sj.jaccard(sj.get_masks(state), masks) == 1
         for _ in range(2):
             updates, state = compiled_update(training)(GRADS, state, params)
             params = optax.apply_updates(params, updates)
@@ -235,6 +235,6 @@ def test_masks_start_static_and_dynamic_training(name):
 def test_force_has_exact_counts_and_is_snip_at_one_round(may_return, decay):
     options = {"may_return": may_return, "decay": decay}
     one = sj.force(loss, PARAMS, BATCHES, None, 0.7, rounds=1, **options)
-    assert sj.overlap(one, sj.snip(loss, PARAMS, BATCHES, None, 0.7)) == 1
+    assert sj.jaccard(one, sj.snip(loss, PARAMS, BATCHES, None, 0.7)) == 1
     many = sj.force(loss, PARAMS, BATCHES, None, 0.7, rounds=4, **options)
     assert sj.count_active(many) == sj.keep_count(0.7, 42)

@@ -232,7 +232,7 @@ def test_a_round_is_what_its_form_says(finished, bench, form, start, epochs):
         for leaf, mask in zip(magnitude, _masks(after)):
             np.testing.assert_array_equal(mask[seed], abs(leaf[seed]) >= threshold)
     masks = sj.get_masks(saved[form, 2].opt_state)
-    begin = bench.programs.with_topology(source, sj.no_growth(masks))
+    begin = bench.programs.with_topology(source, masks, masks)
     assert_equal(train(bench, begin, epochs), saved[form, 2])
 
 
@@ -286,7 +286,7 @@ def test_one_shot_prunes_the_dense_network_once(finished, bench):
     kept = jax.vmap(lambda p: sj.prune_magnitude(p, masks, keep=COUNTS[-1]))(
         dense.params
     )
-    start = bench.programs.with_topology(dense, sj.no_growth(kept))
+    start = bench.programs.with_topology(dense, kept, kept)
     accuracies = bench.programs.accuracy(train(bench, start, [2]))
     _, records = records_of(finished[0])
     chosen = [r for r in records if (r.form, r.round) == ("one_shot", ROUNDS)]
@@ -320,7 +320,7 @@ def test_the_results_are_means_and_paired_differences(finished):
     }
     estimate = rows["one_shot", 0.9].difference
     text = (finished[0] / "results.md").read_text()
-    assert f"{estimate.mean:+.1f} ± {estimate.reach:.1f}" in text
+    assert f"{estimate.mean:+.1f} ± {estimate.half_width:.1f}" in text
     assert (finished[0] / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,5 +1,6 @@
 """Mask algebra: making, applying, counting, comparing and packing masks."""
 
+import flax.core
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsejax as sj
-from sparsejax.masks import choose
 
 moderate = settings(max_examples=60, deadline=None, derandomize=True)
 
 SHAPES = {"conv": (2, 3, 1, 5), "dense": (3, 7)}
 SIZES = {"conv": 30, "dense": 21}
+LEFT = optax.MaskedNode()
 
 
 def mask_of(shape):
@@ -73,13 +74,16 @@ def test_random_masks_have_the_exact_total(distribution, sparsity):
 
 def test_random_masks_of_a_layer_of_one_weight():
     params = {"one": np.zeros((1, 1)), "many": np.zeros((10, 10))}
+    layers = {"prunable": [("", True)]}  # a layer of one weight is no kernel by default
     draw = jax.jit(
-        lambda counts: sj.random_masks(jax.random.key(0), params, counts=counts)
+        lambda counts: sj.random_masks(
+            jax.random.key(0), params, counts=counts, **layers
+        )
     )
-    masks = draw(sj.active_counts(params, 0.95))
+    masks = draw(sj.active_counts(params, 0.95, **layers))
     assert int(sj.count_active(masks)) == 5  # round(5.05)
     assert masks["one"].item()
-    uniform = draw(sj.active_counts(params, 0.95, "uniform"))
+    uniform = draw(sj.active_counts(params, 0.95, "uniform", **layers))
     assert int(sj.count_active(uniform)) == 5
     assert not uniform["one"].item()
 
@@ -113,7 +117,7 @@ def test_random_masks_choose_every_position_equally_often():
         ((hits - draws * kept / size) ** 2 / variance).sum() * (size - 1) / size
     )
     assert 5 < chi_square < 49.7
-    # Neighbours are chosen independently of each other: 99.9 % within 3.3 sigma.
+    # Neighbors are chosen independently of each other: 99.9 % within 3.3 sigma.
     pairs = np.asarray(masks).reshape(draws, size)
     together = (pairs[:, :-1] & pairs[:, 1:]).sum() / (draws * (size - 1))
     assert together == pytest.approx(kept / size * (kept - 1) / (size - 1), rel=0.05)
@@ -176,17 +180,80 @@ def test_apply_masks_twice_changes_nothing_more():
     jax.tree.map(np.testing.assert_array_equal, once, twice)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "bool"])
-def test_choose_is_where_to_the_bit(dtype):
-    values = jnp.array([np.nan, np.inf, -0.0, 0.0, 1.5, -2.0, -np.inf, 1e-40])
-    active = values.astype(dtype)
-    others = active[::-1], jnp.zeros([], dtype), False if dtype == "bool" else -1
-    for mask in jnp.arange(8) % 2 == 0, jnp.arange(8) % 3 == 0, jnp.zeros(8, bool):
-        for inactive in others:
-            result = choose(mask, active, inactive)
-            expected = jnp.where(mask, active, inactive)
-            assert result.dtype == expected.dtype == dtype
-            assert np.asarray(result).tobytes() == np.asarray(expected).tobytes()
+def test_apply_masks_is_differentiable_as_a_product_with_the_masks():
+    params = make_params()
+    masks = sj.random_masks(jax.random.key(0), params, 0.6)
+    loss = lambda p: sum(
+        jnp.sum(jnp.sin(leaf)) for leaf in sj.apply_masks(p, masks).values()
+    )
+    slope = jax.grad(loss)(params)
+    for name, w in params.items():
+        mask = masks[name] if name in SHAPES else True
+        np.testing.assert_allclose(slope[name], np.where(mask, np.cos(w), 0), rtol=1e-6)
+
+
+# Sparse parameters and their masks.
+
+
+def test_masks_of_sparse_parameters_are_where_a_weight_is_not_zero():
+    params = make_params()
+    masks = sj.random_masks(jax.random.key(0), params, 0.6)
+    found = sj.masks_of(sj.apply_masks(params, masks))
+    assert jax.tree.structure(found) == jax.tree.structure(masks)
+    np.testing.assert_array_equal(flat(found), flat(masks))
+    alone = sj.masks_of(params, [("conv", True), ("", False)])
+    assert alone["dense"] == alone["bias"] == optax.MaskedNode()
+    assert alone["conv"].all()
+
+
+def test_weights_outside_the_masks_are_counted_and_refused():
+    params = make_params()
+    masks = sj.random_masks(jax.random.key(0), params, 0.6)
+    sparse = sj.apply_masks(params, masks)
+    assert sj.check(sparse, masks) is None
+    assert sj.count_stray(sparse, masks) == 0
+    off = tuple(np.argwhere(~np.asarray(masks["dense"]))[[0, 3]].T)
+    stray = sparse | {"dense": sparse["dense"].at[off].set(jnp.array([1e-30, np.nan]))}
+    assert sj.count_stray(stray, masks) == 2
+    assert jax.jit(sj.count_stray)(stray, masks) == 2
+    with pytest.raises(
+        ValueError, match=r"^params must be 0 .* got 2 of 21 weights at 'dense'"
+    ):
+        sj.check(stray, masks)
+
+
+@pytest.mark.parametrize("function", [sj.apply_masks, sj.check, sj.count_stray])
+def test_masks_fit_parameters_in_other_nodes(function):
+    """As Orbax, flax.serialization and optax.partition leave them."""
+    params = {"block": make_params(), "head": {"w": np.ones((2, 2)), "b": np.ones(2)}}
+    masks = sj.random_masks(jax.random.key(0), params["block"], 0.6)
+    sparse = {**params, "block": sj.apply_masks(params["block"], masks)}
+    expected = function(sparse, {"block": masks, "head": {"w": LEFT, "b": LEFT}})
+    for left in (LEFT, None, {}):
+        stored = flax.core.freeze({"block": masks | {"bias": left}, "head": left})
+        found = function(sparse, stored)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        sj.count_active,
+        sj.count_prunable,
+        sj.density,
+        sj.sparsity,
+        sj.pack_masks,
+        lambda masks: sj.union(masks, masks),
+        lambda masks: sj.difference(masks, masks),
+        lambda masks: sj.jaccard(masks, masks),
+        lambda masks: sj.churn(masks, masks),
+    ],
+)
+@pytest.mark.parametrize("bad", [np.ones((3, 7)), np.ones((3, 7), np.int8), True])
+def test_what_is_not_bool_is_no_mask(function, bad):
+    masks = sj.dense_masks(make_params())
+    with pytest.raises(ValueError, match=r"bool.* got (float64|int8|bool) .*dense"):
+        function(masks | {"dense": bad})
 
 
 # Counting.
@@ -234,13 +301,13 @@ def test_counts_work_on_traced_masks():
 
 @moderate
 @given(masks_of, masks_of)
-def test_union_difference_overlap_and_churn_are_those_of_sets(a, b):
+def test_union_difference_jaccard_and_churn_are_those_of_sets(a, b):
     x, y = flat(a), flat(b)
     np.testing.assert_array_equal(flat(sj.union(a, b)), x | y)
     np.testing.assert_array_equal(flat(sj.difference(a, b)), x & ~y)
     either, both = (x | y).sum(), (x & y).sum()
     shared = both / either if either else 1.0
-    assert float(sj.overlap(a, b)) == pytest.approx(shared, abs=1e-6)
+    assert float(sj.jaccard(a, b)) == pytest.approx(shared, abs=1e-6)
     lost = (x & ~y).sum() / x.sum() if x.any() else 0.0
     assert float(sj.churn(a, b)) == pytest.approx(lost, abs=1e-6)
 
@@ -253,8 +320,8 @@ def test_identities_of_the_mask_algebra(a, b):
     same(sj.union(a, a), a)
     same(sj.union(sj.difference(a, b), b), sj.union(a, b))
     assert not flat(sj.difference(a, a)).any()
-    assert float(sj.overlap(a, a)) == 1.0
-    assert float(sj.overlap(a, b)) == float(sj.overlap(b, a))
+    assert float(sj.jaccard(a, a)) == 1.0
+    assert float(sj.jaccard(a, b)) == float(sj.jaccard(b, a))
     assert float(sj.churn(a, a)) == 0.0
     assert float(sj.churn(a, sj.union(a, b))) == 0.0
 
@@ -270,14 +337,15 @@ def test_packing_and_unpacking_gives_the_mask_back(shape):
     rng = np.random.default_rng(0)
     mask = rng.random(shape) < 0.5 if shape else np.array(True)
     masks = {"w": jnp.asarray(mask), "b": optax.MaskedNode()}
-    packed = sj.pack_masks(masks)
+    packed, params = sj.pack_masks(masks), {"w": mask, "b": np.ones(3)}
+    assert packed["w"].shape.tolist() == list(shape)
     assert packed["b"] == optax.MaskedNode()
     assert packed["w"].bits.dtype == jnp.uint8
     assert packed["w"].bits.shape == (-(-mask.size // 8),)
     for back in (
         sj.unpack_masks(packed),
-        jax.jit(lambda m: sj.unpack_masks(sj.pack_masks(m)))(masks),
-        jax.jit(sj.unpack_masks)(jax.jit(sj.pack_masks)(masks)),
+        jax.jit(lambda m, p: sj.unpack_masks(sj.pack_masks(m), p))(masks, params),
+        jax.jit(sj.unpack_masks)(jax.jit(sj.pack_masks)(masks), params),
     ):
         assert back["b"] == optax.MaskedNode()
         assert back["w"].dtype == bool
@@ -289,5 +357,14 @@ def test_packing_and_unpacking_gives_the_mask_back(shape):
 @given(masks_of)
 def test_packing_any_masks_round_trips_and_is_one_bit_a_weight(masks):
     packed = sj.pack_masks(masks)
-    assert sum(leaf.size for leaf in jax.tree.leaves(packed)) == 4 + 3
+    bits = [packed[name].bits for name in SHAPES]
+    assert sum(leaf.size for leaf in bits) == 4 + 3
     np.testing.assert_array_equal(flat(sj.unpack_masks(packed)), flat(masks))
+
+
+def test_packed_masks_need_their_shapes_inside_jit_and_bits_for_them():
+    packed = sj.pack_masks(sj.dense_masks(make_params()))
+    with pytest.raises(ValueError, match=r"^params must be given .* got none for 'co"):
+        jax.jit(sj.unpack_masks)(packed)
+    with pytest.raises(ValueError, match=r"must have 2 bytes for shape \(4, 4\) at 'c"):
+        sj.unpack_masks(packed, make_params() | {"conv": np.ones((4, 4))})

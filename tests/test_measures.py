@@ -15,6 +15,7 @@ pytest.importorskip("grain", reason="of the experiments extra")
 from experiments.training.measures import named
 from experiments.training.parallel import make_parallel
 from experiments.training.plan import Plan, chunk_sizes, is_measured
+from experiments.training.recorder import Recorder
 from experiments.training.state import TrainState
 from experiments.training.steps import make_train_step
 
@@ -122,7 +123,7 @@ def test_a_run_measures_its_updates_and_its_last_steps(over_devices):
         before, masks = history[t], history[t + 1]
         if t not in (2, 4, 5):  # two updates, an evaluation and the end
             assert not any(np.any(x) for x in measures)
-            assert sj.overlap(before, masks) == 1
+            assert sj.jaccard(before, masks) == 1
             continue
         figures = named(measures, masks)
         assert figures["itop_rate"] == sj.itop_rate(history[: t + 2]).item()
@@ -133,15 +134,15 @@ def test_a_run_measures_its_updates_and_its_last_steps(over_devices):
             dead = [not mask[..., j].any() for j in range(mask.shape[-1])]
             assert figures[f"dead_units/{path}"] == np.mean(dead)
             unread = [not mask[..., i, :].any() for i in range(mask.shape[-2])]
-            assert figures[f"unread_inputs/{path}"] == np.mean(unread)
+            assert figures[f"dead_inputs/{path}"] == np.mean(unread)
             reached = grads[name]["kernel"][before[name]["kernel"]]
             flow = figures[f"gradient_flow/{path}"]
             np.testing.assert_allclose(flow, np.sum(reached**2), rtol=1e-4)
         total = sum(figures[f"gradient_flow/{name}/kernel"] for name in names)
         assert figures["gradient_flow"] == pytest.approx(total)
-        counts = sj.dead_units(masks).item(), sj.unread_inputs(masks).item()
+        counts = sj.dead_units(masks).item(), sj.dead_inputs(masks).item()
         assert figures["dead_units"] == counts[0] / (8 + 3)
-        assert figures["unread_inputs"] == counts[1] / (8 + 8)
+        assert figures["dead_inputs"] == counts[1] / (8 + 8)
         assert figures["empty_layers"] == 0
     explored = [sj.itop_rate([state.explored]).item() for state in states]
     assert explored == sorted(explored) and explored[-1] > explored[0]
@@ -154,3 +155,16 @@ def test_a_sharded_state_measures_the_same(over_devices):
             np.testing.assert_allclose(
                 getattr(one, name), getattr(other, name), **close, err_msg=name
             )
+
+
+def test_layers_that_training_empties_are_warned_of_once():
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+    tx = sj.static_transform(optax.sgd(0.1), sparsity=0.5)
+    params, opt_state = sj.init_sparse(tx, params)
+    state = TrainState(jnp.int32(0), params, {}, opt_state, sj.get_masks(opt_state))
+    recorder = Recorder(None, None, state)
+    measured = {"empty_layers": 1, "density/a": 0.5, "density/b": 0.0}
+    with pytest.warns(sj.EmptyLayerWarning, match=r"^1 of 2 .* at step 7: 'b';"):
+        recorder._warn_of_empty_layers(7, measured)
+    recorder._warn_of_empty_layers(8, measured)
+    recorder._warn_of_empty_layers(9, measured | {"empty_layers": 0})

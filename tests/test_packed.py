@@ -46,7 +46,9 @@ def test_masks_are_the_same_to_the_bit_and_weights_to_rounding(update_topology):
     masks = sj.get_masks(expected_state)
     jax.tree.map(np.testing.assert_array_equal, sj.get_masks(state), masks)
     assert not np.array_equal(masks["conv"]["kernel"], True)
-    assert state.masks["conv"]["kernel"].bits.shape == (288 // 8,)
+    packed_mask = state.masks["conv"]["kernel"]
+    assert packed_mask.bits.shape == (288 // 8,)
+    assert packed_mask.shape.tolist() == [3, 3, 4, 8]
 
 
 def test_it_can_be_wrapped_again():
@@ -68,3 +70,10 @@ def test_only_a_sparse_transformation_can_be_packed():
         sj.with_packed_masks(
             optax.chain(sj.static_transform(optax.sgd(0.1), sparsity=0.5))
         )
+
+
+def test_a_state_of_plain_masks_is_refused():
+    tx = sj.static_transform(optax.sgd(0.1), sparsity=0.5)
+    params, state = sj.init_sparse(tx, {"w": jnp.ones((4, 4))})
+    with pytest.raises(ValueError, match=r"^state must have packed masks"):
+        sj.with_packed_masks(tx).update(params, state, params)

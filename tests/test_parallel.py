@@ -104,8 +104,8 @@ def trained_alone(request: pytest.FixtureRequest) -> Any:
     step = jax.jit(lambda state, batch: train_step(tx, state, batch))
     alone = history(step, start, lambda t: jax.tree.map(lambda x: x[t], batches))
     first, last = (sparsify_state(state[1]) for state in (alone[0], alone[-1]))
-    overlap = sj.overlap(first.masks, last.masks)
-    assert (overlap == 1) == (request.param == "static")
+    shared = sj.jaccard(first.masks, last.masks)
+    assert (shared == 1) == (request.param == "static")
     return tx, start, alone
 
 
@@ -197,4 +197,4 @@ def test_random_masks_are_the_same_however_the_parameters_are_sharded():
     sharded = jax.device_put(params, layouts)
     draw = jax.jit(lambda params: sj.random_masks(jax.random.key(3), params, 0.6))
     jax.tree.map(np.testing.assert_array_equal, draw(params), draw(sharded))
-    assert sj.overlap(draw(params), sj.random_masks(jax.random.key(4), params, 0.6)) < 1
+    assert sj.jaccard(draw(params), sj.random_masks(jax.random.key(4), params, 0.6)) < 1

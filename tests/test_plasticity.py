@@ -105,10 +105,12 @@ def test_prune_and_regenerate_are_those_of_the_oracle(unit, scope, density):
             assert (rows[rows.any(axis=1)] == old[rows.any(axis=1)]).all()
         assert isinstance(kept["bias"], optax.MaskedNode)
 
-        update = sj.regenerate(g, kept, before, unit=unit)
-        assert marked(update.grown, unit) == regenerate_oracle(g, kept, before, unit)
+        after = sj.regenerate(g, kept, before, unit=unit)
+        assert sj.count_active(sj.difference(kept, after)) == 0
+        grown = sj.difference(after, kept)
+        assert marked(grown, unit) == regenerate_oracle(g, kept, before, unit)
         for name in SHAPES:  # a grown filter is whole
-            rows = units_of(np.asarray(update.grown[name]), unit)
+            rows = units_of(np.asarray(grown[name]), unit)
             assert (rows.all(axis=1) == rows.any(axis=1)).all()
 
 
@@ -143,19 +145,20 @@ def test_regeneration_keeps_the_count_and_never_selects_a_kept_unit(
 ):
     before = masks_at(seed, density)
     kept = sj.prune_once(levels(seed), before, rate, scope=scope, unit=unit)
-    update = sj.regenerate(levels(seed + 1), kept, before, unit=unit)
-    assert not marked(update.grown, unit) & marked(kept, unit)
-    assert marked(update.masks, unit) == marked(update.grown, unit) | marked(kept, unit)
+    after = sj.regenerate(levels(seed + 1), kept, before, unit=unit)
+    grown = sj.difference(after, kept)
+    assert not marked(grown, unit) & marked(kept, unit)
+    assert marked(after, unit) == marked(grown, unit) | marked(kept, unit)
     count = lambda masks: [name for name, _ in sorted(marked(masks, unit))]
-    assert count(update.masks) == count(before)
+    assert count(after) == count(before)
 
 
 def test_a_score_that_is_not_finite_wins_no_place():
     w = {"w": jnp.array([[1.0, jnp.nan, 3.0, jnp.inf], [1.0, 9.0, 3.0, 9.0]])}
     kept = sj.prune_once(w, sj.dense_masks(w), 0.5, unit="filter")
     assert kept["w"][0].tolist() == [True, False, True, False]
-    update = sj.regenerate(w, {"w": jnp.zeros((2, 4), bool)}, kept, unit="filter")
-    assert update.masks["w"][1].tolist() == [True, False, True, False]
+    after = sj.regenerate(w, {"w": jnp.zeros((2, 4), bool)}, kept, unit="filter")
+    assert after["w"][1].tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +196,8 @@ def test_the_interval_is_students(size, confidence):
         confidence, size - 1, loc=values.mean(), scale=stats.sem(values)
     )
     assert estimate.samples == size
-    np.testing.assert_allclose(estimate.mean - estimate.reach, low, rtol=1e-10)
-    np.testing.assert_allclose(estimate.mean + estimate.reach, high, rtol=1e-10)
+    np.testing.assert_allclose(estimate.mean - estimate.half_width, low, rtol=1e-10)
+    np.testing.assert_allclose(estimate.mean + estimate.half_width, high, rtol=1e-10)
 
 
 def test_equal_values_have_an_interval_of_no_width():

@@ -68,7 +68,7 @@ def test_gates_depend_on_the_input_and_are_trained(params):
     assert {layer: gates[layer].shape for layer in LAYERS} == {
         layer: (6, width) for layer, width in zip(LAYERS, MODEL.widths)
     }
-    assert 0 < sj.polarisation_penalty(gates) < 0.25
+    assert 0 < sj.polarization_penalty(gates) < 0.25
     for layer in LAYERS:
         assert np.any(slopes[f"gate_{layer}"]["Dense_0"]["kernel"] != 0)
 

@@ -336,7 +336,7 @@ def record_run(workdir):
             topology |= {"itop_rate": 0.5, "gradient_flow": 1 / step, "dead_units": 0.1}
             topology |= {"gradient_flow/a": 1 / step, "gradient_flow/b": math.nan}
             topology |= {"dead_units/a": 0.0, "dead_units/b": 0.2, "empty_layers": 2}
-            topology |= {"unread_inputs": 0.0, "unread_inputs/a": 0.0}
+            topology |= {"dead_inputs": 0.0, "dead_inputs/a": 0.0}
             layers = {"density/conv_10/kernel": 0.0, "density/conv_$2/k$": 1 / step}
             writer.write(step, {**topology, "skipped": 1, **layers}, "topology")
             # The best validation is neither the last nor where the test is best.

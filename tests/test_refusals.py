@@ -15,6 +15,11 @@ COUNTS = {"b": LEFT, "v": 2, "w": 3}
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.1)
 THREE = jnp.arange(3.0)
+BY = sj.scores.magnitude
+DICTS_ALONE = optax.GradientTransformation(
+    lambda params: {name: jnp.zeros_like(leaf) for name, leaf in params.items()},
+    lambda updates, state, params=None: (updates, state),
+)
 
 
 def granet(**settings):
@@ -27,9 +32,9 @@ def gmp(**settings):
     return sj.gmp_transform(SGD, **known | settings)
 
 
-def rigl(**settings):
+def rigl(inner=SGD, **settings):
     known = {"sparsity": 0.9, "total_steps": 100, "update_interval": 5}
-    return sj.rigl_transform(SGD, **known | settings)
+    return sj.rigl_transform(inner, **known | settings)
 
 
 def set_(**settings):
@@ -186,6 +191,14 @@ TABLE = {
             (lambda make=make: make(begin_step=100), "^begin_step .* total_steps=100")
             for make in EXCHANGING
         ),
+        (
+            lambda: gmp(total_steps=50),
+            "^end_step must be below total_steps=50, .* got 50",
+        ),
+        (
+            lambda: acdc(total_steps=30),
+            "^phases must be below total_steps=30, .* got 30",
+        ),
         (lambda: granet(stop_step=5.5), "^stop_step " + AT_LEAST_1 + "5.5"),
     ],
     "interval": [
@@ -204,7 +217,7 @@ TABLE = {
                 lambda make=make: make(update_interval=100),
                 "^update_interval .* below total_steps=100",
             )
-            for make in EXCHANGING
+            for make in (granet, *EXCHANGING)
         ),
         (lambda: sj.every(-3), "^update_interval " + AT_LEAST_1 + "-3"),
     ],
@@ -219,47 +232,79 @@ TABLE = {
         ),
         (lambda: sj.constant_prune_rate(1), "^prune_rate " + OPEN + "1"),
         (
-            lambda: sj.cosine_prune_rate(0.5, 100, 0.6),
-            r"^final_prune_rate must be in \[0, prune_rate=0.5\]; got 0.6",
+            lambda: sj.cosine_prune_rate(0.5, 100, 1.0),
+            r"^final_prune_rate must be in \[0, 1\); got 1.0",
         ),
     ],
-    "growth": [
-        (
-            lambda: granet(grow="Gradient"),
-            "^grow must be one of 'gradient', 'momentum', 'random'; got 'Gradient'",
-        ),
-        (
-            lambda: itop(grow="momentum"),
-            "^grow must be one of 'gradient', 'random'; got 'momentum'",
-        ),
+    "elements": [
         *(
             (
-                lambda make=make: make(gradient_steps=0),
-                "^gradient_steps " + AT_LEAST_1 + "0",
+                lambda make=make, bad=bad: make(grow=bad),
+                f"^grow must be a score, .* or a function of a Context; got {bad!r}",
             )
             for make in (granet, rigl, itop)
+            for bad in ("gradient", None)
+        ),
+        (lambda: sj.grow(3), "^score must be a score, .* got 3"),
+        (lambda: sj.prune("x", to=0.5), "^score must be a score, .* got 'x'"),
+        (
+            lambda: sj.drop_and_grow(drop=3, fraction=0.5),
+            "^drop must be a score, .* got 3",
+        ),
+        (lambda: sj.chain(3), "^a chain must hold elements, .* got 3"),
+        (
+            lambda: sj.chain(sj.scores.magnitude, None),
+            "^a chain must hold elements, .* got ",
+        ),
+        (
+            lambda: sj.prune(BY),
+            "^prune needs exactly one of to, fraction and keep; got to=None",
+        ),
+        (
+            lambda: sj.prune(BY, to=0.5, fraction=0.5),
+            "^prune needs exactly one of to, fraction and keep; got to=0.5",
+        ),
+        (lambda: sj.prune(BY, to=0.5, scope="all"), f"^scope {SCOPES}'all'"),
+        (lambda: sj.prune(BY, to=1.0), "^to " + RANGE + "1.0"),
+        (lambda: sj.drop(BY, fraction=1.0), "^fraction " + OPEN + "1.0"),
+        (lambda: sj.drop_and_grow(fraction=0.0), "^fraction " + OPEN + "0.0"),
+        (lambda: sj.random_start(1.5), "^sparsity " + RANGE + "1.5"),
+        (lambda: sj.random_start(0.5, "ERK"), f"^distribution {NAMES}'ERK'"),
+        *(
+            (
+                lambda make=make, name=name, bad=bad: make(**{name: bad}),
+                f"^{name} must be a number, or a function of the step .*{why}",
+            )
+            for make, name in (
+                (granet, "final_sparsity"),
+                (gmp, "final_sparsity"),
+                *((make, "prune_rate") for make in (granet, rigl, itop, snfs, set_)),
+            )
+            for bad, why in (
+                (lambda step: jnp.ones(2), r"it returns .*\(2,\)"),
+                (lambda step: float(step), "it raises: "),
+                (lambda: 0.5, "it raises: "),
+            )
         ),
         *(
             (
-                lambda make=make: make(gradient_steps=6),
-                "^gradient_steps must be 1, .* up to update_interval=5; got 6",
+                lambda bad=bad: sj.scores.mean_gradient(bad),
+                f"^steps {AT_LEAST_1}{bad}",
             )
-            for make in (granet, rigl, itop)
-        ),
-        (
-            lambda: granet(grow="momentum", gradient_steps=2),
-            "^gradient_steps must be 1, .* got 2 with grow='momentum'",
-        ),
-        (
-            lambda: itop(grow="random", gradient_steps=2),
-            "^gradient_steps must be 1, .* got 2 with grow='random'",
+            for bad in (0, -1, 1.5)
         ),
         *(
             (
-                lambda make=make, bad=bad: make(momentum=bad),
-                rf"^momentum must be in \[0, 1\), .* got {bad}",
+                lambda bad=bad: sj.scores.momentum(bad),
+                rf"^momentum must be in \[0, 1\); got {bad}",
             )
-            for make in (granet, snfs)
+            for bad in (1.0, -0.1, NAN)
+        ),
+        *(
+            (
+                lambda bad=bad: snfs(momentum=bad),
+                rf"^momentum must be in \[0, 1\); got {bad}",
+            )
             for bad in (1.0, -0.1, NAN)
         ),
         *(
@@ -338,7 +383,7 @@ TABLE = {
             "^masks do not fit params: masks have nothing at 'v'",
         ),
         (
-            lambda: sj.apply_masks(PARAMS, MASKS | {"b": None}),
+            lambda: sj.apply_masks(PARAMS, 3),
             "^masks do not fit params: masks have nothing at 'b'",
         ),
         (
@@ -362,15 +407,11 @@ TABLE = {
             "^masks do not fit scores at 'w'",
         ),
         (
-            lambda: sj.exchange(without(PARAMS, "w"), PARAMS, MASKS, 0.5),
-            "^masks do not fit scores: scores have nothing at 'w'",
-        ),
-        (
             lambda: sj.union(MASKS, without(MASKS, "v")),
             "^masks do not fit the other masks: the other masks have nothing at 'v'",
         ),
         (
-            lambda: sj.overlap(MASKS, MASKS | {"w": MASKS["v"]}),
+            lambda: sj.jaccard(MASKS, MASKS | {"w": MASKS["v"]}),
             "^masks do not fit the other masks at 'w'",
         ),
         (
@@ -397,7 +438,7 @@ TABLE = {
     ],
     "parameters": [
         (
-            lambda: sj.dense_masks({"w": jnp.ones((2, 2), jnp.int32)}),
+            lambda: sj.dense_masks({"w": jnp.ones((2, 2), jnp.int32)}, [("w", True)]),
             "^params at 'w' must hold floats to be prunable; got int32; exclude",
         ),
         (lambda: sj.dense_masks({}), r"^params hold nothing to prune.* paths are \[\]"),
@@ -448,6 +489,25 @@ TABLE = {
             "^opt_state must hold the state of sparsify .* got tuple without any",
         ),
         (lambda: sj.init_sparse(SGD, PARAMS), "^opt_state must hold the state"),
+        (lambda: sj.init_sparse(PARAMS, PARAMS), "^tx must be an optax .* got dict"),
+        (
+            lambda: sj.static_transform(optax.sgd, sparsity=0.5),
+            "^inner must be an optax transformation, such as .* got <function sgd",
+        ),
+        (lambda: static(seed=0.5), "^seed must be an integer; got 0.5"),
+        (lambda: static(seed=True), "^seed must be an integer; got True"),
+        (
+            lambda: static().update(PARAMS, SGD.init(PARAMS), PARAMS),
+            "^state must be what this transformation's init returned; got tuple",
+        ),
+        (
+            lambda: rigl().update(PARAMS, start(static()), PARAMS),
+            "^state must be what .* got SparsifyState of another method",
+        ),
+        (
+            lambda: start(rigl(inner=DICTS_ALONE)),
+            "^inner must keep its state in trees like the parameters, .* fails: ",
+        ),
     ],
     "out of reach": [
         (
@@ -471,7 +531,8 @@ TABLE = {
         ),
         (
             lambda: step(gmp(prunable=[("w", 0.0)])),
-            "^final_sparsity=0.9 cannot be reached: .* leave -17 active weights",
+            "^sparsity=0.9 cannot be reached: .* hold 20 active weights, which asks "
+            "for -17 of the 9 weights",
         ),
     ],
     "neither or both": [
@@ -484,10 +545,10 @@ TABLE = {
         ),
         (lambda: mest(masks=MASKS), "^exactly one of sparsity and masks .* both"),
         (lambda: static(masks=MASKS), "^exactly one of sparsity and masks .* both"),
-        (random, "needs exactly one of sparsity and counts; got sparsity=None"),
+        (random, "needs exactly one of sparsity and counts, or .* got sparsity=None"),
         (
             lambda: random(0.5, counts=COUNTS),
-            "needs exactly one of sparsity and counts; got sparsity=0.5",
+            "needs exactly one of sparsity and counts, or .* got sparsity=0.5",
         ),
         (
             lambda: sj.prune_magnitude(PARAMS, MASKS),
@@ -542,7 +603,7 @@ TABLE = {
             r"^fraction must be in \[0, 1\]; got 1.5",
         ),
         (
-            lambda: sj.exchange(PARAMS, PARAMS, MASKS, NAN),
+            lambda: sj.prune_magnitude(PARAMS, MASKS, fraction=NAN),
             r"^fraction must be in \[0, 1\]; got nan",
         ),
     ],
@@ -604,7 +665,7 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as refusal:
         call()
     text = str(refusal.value)
-    assert text.endswith(".")
+    assert text.endswith(".") or "raises: " in text or "fails: " in text
     assert ". " not in text
     assert "\n" not in text
 

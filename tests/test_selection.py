@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 import sparsejax as sj
 
-pytestmark = pytest.mark.usefixtures("both_layouts")
-
 thorough = settings(max_examples=150, deadline=None, derandomize=True)
 moderate = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -20,7 +18,7 @@ SHAPE = (3, 7)
 SIZE = 21
 
 kth_jit = jax.jit(sj.kth_largest)
-mask_jit = jax.jit(sj.top_k_mask, static_argnames="scope")
+mask_jit = jax.jit(sj.top_k_mask, static_argnames=("scope", "rank"))
 
 
 # The oracle.
@@ -245,13 +243,48 @@ def test_an_empty_leaf_among_others():
     assert masks["b"].tolist() == [False, True]
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16, jnp.int32])
+@pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8, jnp.int16, jnp.int32])
 def test_signed_integers_are_ranked_as_they_are(dtype):
     info = jnp.iinfo(dtype)
     scores = np.array([0, info.min, info.max, -1, info.min + 1], dtype)
     for k in range(6):
         np.testing.assert_array_equal(mask_jit(scores, k), expected_mask(scores, k))
     assert kth_jit(scores, 5) == info.min
+    assert sj.kth_largest(scores, 1) == info.max
+
+
+def test_the_lowest_int32_is_a_score_like_any_other():
+    lowest = jnp.iinfo(jnp.int32).min
+    scores = jnp.array([lowest, lowest + 1, lowest, 5], jnp.int32)
+    assert sj.top_k_mask(scores, 2).tolist() == [False, True, False, True]
+    assert sj.top_k_mask(scores, 3).tolist() == [True, True, False, True]
+    grown = sj.regrow_by_score({"w": scores[None]}, {"w": scores[None] > 0}, {"w": 2})
+    assert grown["w"].tolist() == [[True, True, False, True]]
+
+
+RANKS = {
+    "float": (jnp.abs, np.abs),
+    "int32": (
+        lambda x: jnp.round(10 * x).astype(jnp.int32),
+        lambda x: np.round(np.float32(10) * x),
+    ),
+    "int16": (
+        lambda x: jnp.round(10 * x).astype(jnp.int16),
+        lambda x: np.round(np.float32(10) * x),
+    ),
+    "magnitude": (sj.scores.rank_of_magnitude, np.abs),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_scores_are_ranked_by_a_function_of_them(name):
+    rank, oracle = RANKS[name]
+    rng = np.random.default_rng(0)
+    tree = {n: rng.normal(size=SHAPE).astype(np.float32) for n in "ab"}
+    ranked = np.concatenate([np.ravel(oracle(leaf)) for leaf in tree.values()])
+    for k in (0, 1, 17, 42):
+        masks = mask_jit(tree, k, rank=rank)
+        np.testing.assert_array_equal(flat(masks), expected_mask(ranked, k))
 
 
 def test_float64_scores_that_float32_cannot_tell_apart():

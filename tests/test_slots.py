@@ -32,7 +32,7 @@ def largest_steps_after_growth(inner: optax.GradientTransformation) -> Any:
         total_steps=STEPS,
         update_interval=INTERVAL,
         stop_step=INTERVAL,
-        prune_rate_schedule=sj.constant_prune_rate(0.3),
+        prune_rate=sj.constant_prune_rate(0.3),
     )
     start = jax.random.normal(jax.random.key(0), SHAPE)
 
@@ -89,7 +89,7 @@ def reset(inner: optax.GradientTransformation, grown: jax.Array) -> Any:
         state,
         params,
         {"w": kept, "b": left_dense},
-        {"w": grown, "b": left_dense},
+        {"w": kept | grown, "b": left_dense},
         jnp.array(True),
     )
 
@@ -186,7 +186,8 @@ def test_a_parameter_named_like_a_second_moment_has_no_stale_momentum():
     _, state = inner.update(params, state, params)
     grown = jax.tree.map(lambda p: jnp.eye(4, dtype=bool), params)
     kept = jax.tree.map(jnp.logical_not, grown)
-    after = slots.reset_slots(inner, state, params, kept, grown, jnp.array(True))
+    masks = jax.tree.map(jnp.ones_like, kept)
+    after = slots.reset_slots(inner, state, params, kept, masks, jnp.array(True))
     for slot in after[0].trace:
         np.testing.assert_array_equal(slot, 1.0 - jnp.eye(4))
 
@@ -218,7 +219,7 @@ def test_schedule_free_evaluates_sparse_as_its_own_weights_are_reset():
         params = optax.apply_updates(params, updates)
         average = 0.5 * average + 0.5 * params
     masks = sj.get_masks(state)
-    assert sparsify_state(state).figures.grown > 0
+    assert sparsify_state(state).metrics.grown > 0
     evaluated = optax.contrib.schedule_free_eval_params(state.inner_state, params)
     assert np.all(evaluated[~masks] == 0) and np.any(evaluated != params)
     assert np.any(average[~masks] != 0)

@@ -67,7 +67,7 @@ def _draw_correlations(axes: Axes, rows: Sequence[Row]) -> None:
         axes.errorbar(
             np.arange(len(line)) + shift,
             [row.value.mean / 100 for row in line],
-            yerr=[row.value.reach / 100 for row in line],
+            yerr=[row.value.half_width / 100 for row in line],
             color=_LOOKS[method].color,
             marker=_LOOKS[method].marker,
             markersize=6,
@@ -93,7 +93,7 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
             axes,
             np.arange(len(line)) + shift,
             [row.value.mean for row in line],
-            [row.value.reach for row in line],
+            [row.value.half_width for row in line],
             _LOOKS[method],
             METHODS[method],
         )

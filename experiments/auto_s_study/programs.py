@@ -109,9 +109,9 @@ def make_programs(model: nn.Module, scorer: nn.Module, config: ConfigDict) -> Pr
         learnt: Any = partial(scorer.apply, variables)
         return {
             "auto_s": sj.auto_s_scores(learnt, case.params, grads, masks),
-            "magnitude": scores.magnitude(case.params, masks),
-            "snip": scores.saliency(case.params, grads, masks),
-            "random": scores.random(case.random_key, masks),
+            "magnitude": scores.magnitude_scores(case.params, masks),
+            "snip": scores.saliency_scores(case.params, grads, masks),
+            "random": scores.random_scores(case.random_key, masks),
         }
 
     def keep_best(scores: PyTree, masks: PyTree, keep: int) -> PyTree:

@@ -33,7 +33,7 @@ def plot_by_depth(rows: Sequence[Row], path: Path) -> None:
             axes.errorbar(
                 [row.depth for row in chosen],
                 [row.empty.mean for row in chosen],
-                yerr=[row.empty.reach for row in chosen],
+                yerr=[row.empty.half_width for row in chosen],
                 color=look.color,
                 marker=look.marker,
                 markersize=6,

@@ -54,7 +54,7 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
                 axes,
                 np.arange(len(densities)) + shift,
                 [line[density].accuracy.mean for density in densities],
-                [line[density].accuracy.reach for density in densities],
+                [line[density].accuracy.half_width for density in densities],
                 _LOOKS[method],
                 METHODS[method],
             )

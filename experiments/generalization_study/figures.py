@@ -89,7 +89,7 @@ def _draw(
     axes.errorbar(
         [row.density for row in rows],
         [estimate.mean for estimate in estimates],
-        yerr=[estimate.reach for estimate in estimates],
+        yerr=[estimate.half_width for estimate in estimates],
         color=look.color,
         marker=look.marker,
         markersize=5,

@@ -59,7 +59,7 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
                 axes,
                 np.arange(len(line)) + shift,
                 [row.accuracy.mean for row in line],
-                [row.accuracy.reach for row in line],
+                [row.accuracy.half_width for row in line],
                 _LOOKS.get(form) or next(rewinds),
                 label_of(form),
             )

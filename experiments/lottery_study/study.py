@@ -116,7 +116,7 @@ def _make_draw(config: ConfigDict) -> Callable[[TrainState, TrainState, int], An
             trained.params, start.params, masks, keep=count
         )
         start = start._replace(params=params)
-        return with_topology(start, sj.no_growth(masks), config)
+        return with_topology(start, masks, masks, config)
 
     return jax.jit(jax.vmap(draw, in_axes=(0, 0, None)))
 
@@ -169,7 +169,7 @@ def _start(bench: _Bench, unit: Unit) -> TrainState:
         else:
             start = store.load(DENSE, 0, bench.like)
             masks = _shuffle(bench.seeds, unit.round, masks)
-        return bench.programs.with_topology(start, sj.no_growth(masks))
+        return bench.programs.with_topology(start, masks, masks)
     if unit.round == 1 or unit.form == ONE_SHOT:
         trained = store.load(DENSE, config.epochs, bench.like)
     else:

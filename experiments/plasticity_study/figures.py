@@ -171,7 +171,7 @@ def _draw_line(
     axes.errorbar(
         x,
         [estimate.mean for estimate in estimates],
-        yerr=[estimate.reach for estimate in estimates],
+        yerr=[estimate.half_width for estimate in estimates],
         color=look.color,
         marker=look.marker,
         markersize=6,

@@ -17,7 +17,7 @@ PyTree = Any
 
 def new_topology(
     params: PyTree, grads: PyTree, setting: Setting, exchange_rate: float
-) -> sj.TopologyUpdate:
+) -> tuple[PyTree, PyTree]:
     """Prunes a dense network, and regenerates where the setting says so.
 
     Filters are those of convolutions: with unit "filter", dense layers stay dense.
@@ -29,26 +29,26 @@ def new_topology(
         exchange_rate: The fraction of each layer's units that "exchange" exchanges.
 
     Returns:
-        Masks for all prunable weights, and what has grown, which starts from 0.
+        (kept, masks): the weights that go on, and all that are active, of all prunable
+        weights. What has grown is in the second alone, and starts from 0.
     """
     everything = sj.dense_masks(params)
     if setting == UNPRUNED:
-        return sj.no_growth(everything)
+        return everything, everything
     convolutions = None
     if setting.unit == "filter":
         convolutions = lambda path, leaf: leaf.ndim == 4
-    masks = sj.dense_masks(params, convolutions)
-    kept = sj.prune_once(
-        params, masks, setting.rate, scope=setting.scope, unit=setting.unit
+    dense = sj.dense_masks(params, convolutions)
+    kept = masks = sj.prune_once(
+        params, dense, setting.rate, scope=setting.scope, unit=setting.unit
     )
     match setting.regeneration:
         case "as_many":
-            update = sj.regenerate(grads, kept, masks, unit=setting.unit)
+            masks = sj.regenerate(grads, kept, dense, unit=setting.unit)
         case "exchange":
-            fewer = sj.prune_once(params, kept, exchange_rate, unit=setting.unit)
-            update = sj.regenerate(grads, fewer, kept, unit=setting.unit)
-        case _:
-            update = sj.no_growth(kept)
+            pruned = kept
+            kept = sj.prune_once(params, pruned, exchange_rate, unit=setting.unit)
+            masks = sj.regenerate(grads, kept, pruned, unit=setting.unit)
 
     def complete(masks: PyTree) -> PyTree:
         return jax.tree.map(
@@ -58,28 +58,27 @@ def new_topology(
             is_leaf=is_left_dense,
         )
 
-    return sj.TopologyUpdate(complete(update.kept), complete(update.masks))
+    return complete(kept), complete(masks)
 
 
 def with_topology(
-    state: TrainState, update: sj.TopologyUpdate, config: ConfigDict
+    state: TrainState, kept: PyTree, masks: PyTree, config: ConfigDict
 ) -> TrainState:
     """Gives a checkpoint new masks, which it keeps while it is trained on.
 
     Args:
         state: The checkpoint.
-        update: Its new masks; what has grown starts from 0, without momentum.
+        kept: The weights that go on.
+        masks: Its new masks; what they have beyond `kept` starts from 0, without
+            momentum.
         config: As in `experiments/configs/plasticity_digits.py`.
 
     Returns:
         The state, with exact zeros where masks are False or weights have grown.
     """
-    kept = update.kept
     params = sj.apply_masks(state.params, kept)
     inner = inner_optimizer(config, 0.0)
-    start = sj.static_transform(inner, masks=update.masks).init(params)
-    slots = reset_slots(
-        inner, state.opt_state.inner_state, params, kept, update.grown, True
-    )
+    start = sj.static_transform(inner, masks=masks).init(params)
+    slots = reset_slots(inner, state.opt_state.inner_state, params, kept, masks, True)
     opt_state = start._replace(step=state.opt_state.step, inner_state=slots)
     return state._replace(params=params, opt_state=opt_state)

@@ -5,6 +5,7 @@ states, seeds and learning rates are its arguments.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Programs(NamedTuple):
         accuracy: states -> float64[n], the share of test images that each gets right.
         first_gradients: (states, seeds, epoch) -> dense gradients over the batch that
             the epoch starts with.
-        with_topology: (states, updates of their topology) -> states; see
+        with_topology: (states, weights that go on, masks) -> states; see
             `experiments.plasticity_study.prune`.
     """
 
@@ -42,7 +43,7 @@ class Programs(NamedTuple):
     train_epoch: Callable[[TrainState, np.ndarray, int, np.ndarray], TrainState]
     accuracy: Callable[[TrainState], np.ndarray]
     first_gradients: Callable[[TrainState, np.ndarray, int], PyTree]
-    with_topology: Callable[[TrainState, sj.TopologyUpdate], TrainState]
+    with_topology: Callable[[TrainState, PyTree, PyTree], TrainState]
 
 
 # Moves nothing: after a step, the optimizer's state is the gradient.
@@ -151,9 +152,7 @@ def make_programs(problem: Problem, config: ConfigDict) -> Programs:
         first_gradients=lambda states, seeds, epoch: all_gradients(
             states, seeds, epoch, problem.train
         ),
-        with_topology=jax.jit(
-            jax.vmap(lambda state, update: with_topology(state, update, config))
-        ),
+        with_topology=jax.jit(jax.vmap(partial(with_topology, config=config))),
     )
 
 

@@ -236,10 +236,10 @@ def _prune(
 
     def prune(setting: Setting, places: Sequence[int]) -> TrainState:
         states = pick(dense, places)
-        updates = jax.vmap(
+        kept, masks = jax.vmap(
             lambda params, grads: new_topology(params, grads, setting, exchange_rate)
         )(states.params, pick(grads, places))
-        return bench.programs.with_topology(states, updates)
+        return bench.programs.with_topology(states, kept, masks)
 
     groups = itertools.groupby(chunk, key=lambda pair: pair[0])
     return concatenate(

@@ -79,7 +79,7 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
             axes,
             np.arange(len(line)) + shift,
             [estimate.mean for estimate in line],
-            [estimate.reach for estimate in line],
+            [estimate.half_width for estimate in line],
             look,
             name,
         )

@@ -135,7 +135,7 @@ def train_gated(
             logits, gates = _with_gates(params, images[batch])
             return (
                 _cross_entropy(logits, labels[batch])
-                + strength * sj.polarisation_penalty(gates)
+                + strength * sj.polarization_penalty(gates)
                 + config.activation * sj.activation_penalty(gates, target)
             )
 

@@ -38,7 +38,7 @@ def draw_accuracy(
     axes: Axes,
     places: Sequence[float] | np.ndarray,
     means: Sequence[float],
-    reaches: Sequence[float],
+    half_widths: Sequence[float],
     look: Look,
     label: str,
 ) -> None:
@@ -48,12 +48,12 @@ def draw_accuracy(
         axes: Where.
         places: A place on the horizontal axis for each.
         means: Accuracies in percent.
-        reaches: Half the height of each bar; what reaches over 100 % is cut off.
+        half_widths: Half the height of each bar; what reaches over 100 % is cut off.
         look: The line's.
         label: Its name.
     """
-    mean, reach = 100 - np.asarray(means), np.asarray(reaches)
-    low, high = (np.clip(end, LEAST_ERROR, 100) for end in (mean - reach, mean + reach))
+    mean, half = 100 - np.asarray(means), np.asarray(half_widths)
+    low, high = (np.clip(end, LEAST_ERROR, 100) for end in (mean - half, mean + half))
     errors = np.clip(mean, low, high)
     axes.errorbar(
         places,

@@ -26,7 +26,7 @@ _STYLES: dict[Kind, dict[str, Any]] = {
     "test": {"color": "#009E73", "marker": "s", "markersize": 3.5, "linestyle": "--"},
     "topology": {"color": "#7A4988", "marker": "^", "markersize": 3.5},
 }
-_BY_LAYER = ("density/", "gradient_flow/", "dead_units/", "unread_inputs/")
+_BY_LAYER = ("density/", "gradient_flow/", "dead_units/", "dead_inputs/")
 _GREY = "#5F6B76"
 _EMPTY = "#D9DDE1"
 
@@ -205,7 +205,7 @@ def _dead_units(lines: Sequence[Line]) -> Figure | None:
     figure, axes = _axes("Units that the masks have cut off", "of all units")
     drawn = {
         "dead_units": ("outputs without incoming weights", "v", "#D55E00"),
-        "unread_inputs": ("inputs without weights into the layer", "^", "#0072B2"),
+        "dead_inputs": ("inputs without weights into the layer", "^", "#0072B2"),
     }
     for name, (label, mark, color) in drawn.items():
         steps, shares = points(lines, name, "topology")
@@ -308,7 +308,8 @@ def _cut_off_by_layer(lines: Sequence[Line], name: str, title: str) -> Figure | 
 # What has a figure or a place of its own.
 _DRAWN = {"step", "kind", "loss", "accuracy", "sparsity", "churn", "dropped", "grown"}
 _DRAWN |= {"learning_rate", "examples_per_second", "active", "updates", "skipped"}
-_DRAWN |= {"itop_rate", "gradient_flow", "dead_units", "unread_inputs", "empty_layers"}
+_DRAWN |= {"itop_rate", "gradient_flow", "dead_units", "dead_inputs", "empty_layers"}
+_DRAWN |= {"stray", "empty"}
 
 
 def draw_figures(lines: Sequence[Line], target: float | None) -> list[tuple[str, str]]:
@@ -325,8 +326,8 @@ def draw_figures(lines: Sequence[Line], target: float | None) -> list[tuple[str,
     others = sorted(name for name in names if not name.startswith(_BY_LAYER))
     density = "Density by layer (logarithmic; grey where no weight is active)"
     flow = "Gradient flow by layer (logarithmic; grey where there is none)"
-    dead = "Share of output units without incoming weights"
-    unread = "Share of input units without weights into the layer"
+    outputs = "Share of output units without incoming weights"
+    inputs = "Share of input units without weights into the layer"
     with matplotlib.rc_context(_SETTINGS):
         figures = [
             ("", _loss(lines)),
@@ -339,8 +340,8 @@ def draw_figures(lines: Sequence[Line], target: float | None) -> list[tuple[str,
             ("", _dead_units(lines)),
             ("wide", _layers(lines, "density", density, highest=1.0)),
             ("wide", _layers(lines, "gradient_flow", flow)),
-            ("wide", _cut_off_by_layer(lines, "dead_units", dead)),
-            ("wide", _cut_off_by_layer(lines, "unread_inputs", unread)),
+            ("wide", _cut_off_by_layer(lines, "dead_units", outputs)),
+            ("wide", _cut_off_by_layer(lines, "dead_inputs", inputs)),
             ("", _curves(lines, "learning_rate", "Learning rate")),
             ("", _throughput(lines)),
             *(("", _curves(lines, name, name)) for name in others),

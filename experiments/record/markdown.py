@@ -37,13 +37,13 @@ def interval_text(estimate: Estimate, sign: str = "") -> str:
         sign: "+" to write the sign of what is positive too.
 
     Returns:
-        "mean ± reach".
+        "mean ± half width".
 
     Example:
-        >>> interval_text(Estimate(mean=97.25, reach=0.5, samples=5))
+        >>> interval_text(Estimate(mean=97.25, half_width=0.5, samples=5))
         '97.2 ± 0.5'
     """
-    return f"{estimate.mean:{sign}.1f} ± {estimate.reach:.1f}"
+    return f"{estimate.mean:{sign}.1f} ± {estimate.half_width:.1f}"
 
 
 def gain_text(estimate: Estimate) -> str:
@@ -53,11 +53,11 @@ def gain_text(estimate: Estimate) -> str:
         estimate: The estimate.
 
     Returns:
-        "mean ± reach" to a tenth, in bold where the interval does not hold 0.
+        "mean ± half width" to a tenth, in bold where the interval does not hold 0.
 
     Example:
-        >>> gain_text(Estimate(mean=1.5, reach=0.5, samples=5))
+        >>> gain_text(Estimate(mean=1.5, half_width=0.5, samples=5))
         '**+1.5 ± 0.5**'
     """
     text = interval_text(estimate, "+")
-    return f"**{text}**" if abs(estimate.mean) > estimate.reach else text
+    return f"**{text}**" if abs(estimate.mean) > estimate.half_width else text

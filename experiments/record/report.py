@@ -108,6 +108,10 @@ def _tiles(
     if skipped and skipped[-1] > 0:
         note = "gradients or weights were not finite"
         tiles.append(("Topology updates skipped", f"{skipped[-1]:,.0f}", note))
+    stray = points(lines, "stray", "topology")[1]
+    if stray and stray[-1] > 0:
+        note = "the network is denser than its masks"
+        tiles.append(("Weights not 0 outside the masks", f"{stray[-1]:,.0f}", note))
     return tiles
 
 

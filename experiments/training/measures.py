@@ -3,6 +3,7 @@
 At topology updates and before evaluations, never at the steps between.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sparsejax as sj
+from sparsejax.parameters import kernel_axes
 from sparsejax.trees import mask_leaves
 
 PyTree = Any
@@ -26,7 +28,7 @@ class Measures(NamedTuple):
         gradient_flow: float32[layers], the squared norm of the step's gradient over the
             weights that were active in it, before the topology changed.
         dead_units: int32[layers], output units without an active weight.
-        unread_inputs: int32[layers], input units without one.
+        dead_inputs: int32[layers], input units without one.
     """
 
     itop_rate: jax.Array
@@ -34,7 +36,7 @@ class Measures(NamedTuple):
     active: jax.Array
     gradient_flow: jax.Array
     dead_units: jax.Array
-    unread_inputs: jax.Array
+    dead_inputs: jax.Array
 
 
 def measure(grads: PyTree, before: PyTree, masks: PyTree, explored: PyTree) -> Measures:
@@ -59,7 +61,7 @@ def measure(grads: PyTree, before: PyTree, masks: PyTree, explored: PyTree) -> M
         active=by_layer(sj.count_active(masks, "layer")),
         gradient_flow=by_layer(sj.gradient_flow(grads, before, "layer")),
         dead_units=by_layer(sj.dead_units(masks, "layer")),
-        unread_inputs=by_layer(sj.unread_inputs(masks, "layer")),
+        dead_inputs=by_layer(sj.dead_inputs(masks, "layer")),
     )
 
 
@@ -75,12 +77,9 @@ def named(measures: Measures, masks: PyTree) -> dict[str, float]:
         become "density", and units a share of the layer's, or of all layers'.
     """
     shapes = {path: mask.shape for path, mask in mask_leaves(masks).items()}
-    # A leaf of fewer than two dimensions has no units; see `sparsejax.dead_units`.
-    kernels = {
-        path: shape if len(shape) > 1 else (0, 0) for path, shape in shapes.items()
-    }
-    units = np.array([shape[-1] for shape in kernels.values()])
-    inputs = np.array([shape[-2] for shape in kernels.values()])
+    inputs, units = (
+        np.array([_units(*layer, side) for layer in shapes.items()]) for side in (0, 1)
+    )
     weights = np.array([int(np.prod(shape)) for shape in shapes.values()])
 
     def share(name: str, counts: Any, of: np.ndarray) -> Mapping[str, float]:
@@ -95,10 +94,17 @@ def named(measures: Measures, masks: PyTree) -> dict[str, float]:
         "itop_rate": float(measures.itop_rate),
         "gradient_flow": float(flows.sum()),
         "dead_units": overall(measures.dead_units, units),
-        "unread_inputs": overall(measures.unread_inputs, inputs),
+        "dead_inputs": overall(measures.dead_inputs, inputs),
         "empty_layers": int(measures.empty_layers),
         **share("density", measures.active, weights),
         **{f"gradient_flow/{path}": float(f) for path, f in zip(shapes, flows)},
         **share("dead_units", measures.dead_units, units),
-        **share("unread_inputs", measures.unread_inputs, inputs),
+        **share("dead_inputs", measures.dead_inputs, inputs),
     }
+
+
+def _units(path: str, shape: tuple[int, ...], side: int) -> int:
+    """How many inputs (side 0) or outputs (side 1) a layer has."""
+    if len(shape) < 2:  # it has none; see `sparsejax.dead_units`
+        return 0
+    return math.prod(shape[axis] for axis in kernel_axes(path, len(shape))[side])

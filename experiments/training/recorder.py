@@ -2,6 +2,8 @@
 
 import math
 import time
+import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -130,7 +132,10 @@ class Recorder:
         self._waiting: list[PyTree] = []
         self._measures: dict[int, Measures] = {}
         self._masks = jax.eval_shape(lambda: sj.get_masks(state.opt_state))
-        self._events = _events(state)
+        metrics = jax.device_get(optax.tree.get(state.opt_state, "metrics"))
+        # Topology updates so far, made or left out, and layers known to be empty.
+        self._events = int(metrics.updates + metrics.skipped)
+        self._empty = int(metrics.empty)
 
     def add(self, step: int, metrics: PyTree, measured: bool) -> None:
         """Takes the metrics of a chunk, without waiting for it.
@@ -162,10 +167,12 @@ class Recorder:
         new = np.flatnonzero(np.diff(events, prepend=self._events))
         self._events = int(events[-1])
         for at, found in measures.items():
-            # An update, made or left out, has figures of its own.
-            figures = sj.TopologyFigures._fields if at - first in new else ()
-            line = {name: columns[name][at - first] for name in figures}
-            self._writer.write(at, line | self._named(found), "topology")
+            # An update, made or left out, has metrics of its own.
+            names = sj.Metrics._fields if at - first in new else ()
+            line = {name: columns[name][at - first] for name in names}
+            measured = self._named(found)
+            self._writer.write(at, line | measured, "topology")
+            self._warn_of_empty_layers(at, measured)
         means = {name: float(columns[name].mean()) for name in ("loss", "accuracy")}
         rate = float(self._run.schedule(step - 1))
         self._writer.write(step, means | {"learning_rate": rate}, "train")
@@ -184,11 +191,19 @@ class Recorder:
         }
         self._writer.write(0, densities, "topology")
 
+    def _warn_of_empty_layers(self, step: int, measured: Mapping[str, float]) -> None:
+        """Warns where there are more layers without an active weight than before."""
+        known, self._empty = self._empty, int(measured["empty_layers"])
+        if self._empty > known and jax.process_index() == 0:
+            paths = mask_leaves(self._masks)
+            empty = [path for path in paths if not measured[f"density/{path}"]]
+            warnings.warn(
+                f"{len(empty)} of {len(paths)} layers have no active weight left at "
+                f"step {step}: {', '.join(map(repr, empty))}; nothing passes through "
+                "them.",
+                sj.EmptyLayerWarning,
+                stacklevel=3,
+            )
+
     def _named(self, measures: Measures) -> dict[str, float]:
         return named(jax.tree.map(lambda x: x[0], measures), self._masks)
-
-
-def _events(state: TrainState) -> int:
-    """Counts the topology updates so far, made or left out."""
-    figures = jax.device_get(optax.tree.get(state.opt_state, "figures"))
-    return int(figures.updates + figures.skipped)

@@ -98,12 +98,12 @@ def _of_chunk(eval_step: EvalStep, feed: Feed) -> Any:
     return run
 
 
-def _with_figures(train_step: Any) -> Any:
-    """Adds the topology's figures to a step's metrics."""
+def _with_topology(train_step: Any) -> Any:
+    """Adds the topology's metrics to those of a step."""
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
         state, metrics = train_step(state, batch)
-        for name in sj.TopologyFigures._fields:
+        for name in sj.Metrics._fields:
             metrics[name] = optax.tree.get(state.opt_state, name)
         return state, metrics
 
@@ -180,7 +180,7 @@ def prepare_run(config: ConfigDict) -> Run:
             may_update=may_update,
             is_measured=measured if may_update else None,
         )
-        return _with_figures(train_step)
+        return _with_topology(train_step)
 
     steps = {may_update: step(may_update) for may_update in (False, True)}
     eval_step = make_eval_step(model, axis_name=parallel.axis_name)

@@ -169,13 +169,19 @@ def sparse_optimizer(
                 inner,
                 final_sparsity=sparsity,
                 phases=[round(share * total_steps) for share in config.acdc_phases],
+                total_steps=total_steps,
                 masks=masks,
                 seed=seed,
             )
         case "gmp" | "gmp_layer":
             scope = "layer" if name == "gmp_layer" else "global"
             return sj.gmp_transform(
-                inner, scope=scope, masks=masks, seed=seed, **gradual
+                inner,
+                scope=scope,
+                masks=masks,
+                seed=seed,
+                total_steps=total_steps,
+                **gradual,
             )
         case "granet" | "granet_uniform" | "granet_st":
             sparse_start = name == "granet_st"

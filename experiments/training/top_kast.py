@@ -33,7 +33,7 @@ def top_kast_optimizer(
     Returns:
         The wrapped optimizer; start with `sj.init_sparse`. Its `update` takes
         `update_topology` as those of `sparsejax.sparsify` do; here it leaves out the
-        figures of an update, not the update.
+        metrics of an update, not the update.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,16 +64,18 @@ def top_kast_optimizer(
             key=jax.random.key_data(jax.random.key(0)),
             masks=state.forward,
             inner_state=(params, state),
-            figures=sj.TopologyFigures(
+            metrics=sj.Metrics(
                 active=sj.count_active(state.forward),
                 sparsity=sj.sparsity(state.forward),
                 grown=zero,
                 dropped=zero,
                 churn=jnp.zeros([], jnp.float32),
+                stray=zero,
+                empty=sj.empty_layers(state.forward),
                 updates=zero,
                 skipped=zero,
             ),
-            memory=sj.Memory(),
+            memory=(),
         )
 
     def update_fn(
@@ -90,18 +92,18 @@ def top_kast_optimizer(
         moves, inner_state = tx.update(updates, inner_state, theta, **extra_args)
         theta = optax.apply_updates(theta, moves)
         alpha = sj.apply_masks(theta, inner_state.forward)
-        figures = state.figures
+        metrics = state.metrics
         if update_topology is not False:
-            figures = jax.lax.cond(
+            metrics = jax.lax.cond(
                 is_update_step(state.step),
-                lambda: _figures(state, inner_state.forward),
-                lambda: state.figures,
+                lambda: _metrics(state, inner_state.forward, params),
+                lambda: state.metrics,
             )
         return jax.tree.map(jnp.subtract, alpha, params), state._replace(
             step=optax.safe_increment(state.step),
             masks=inner_state.forward,
             inner_state=(theta, inner_state),
-            figures=figures,
+            metrics=metrics,
         )
 
     sparse = sj.SparseTransformation(init_fn, update_fn)
@@ -109,13 +111,15 @@ def top_kast_optimizer(
     return sparse
 
 
-def _figures(before: sj.SparsifyState, masks: PyTree) -> sj.TopologyFigures:
+def _metrics(before: sj.SparsifyState, masks: PyTree, params: PyTree) -> sj.Metrics:
     dropped = sj.count_active(sj.difference(before.masks, masks))
-    return before.figures._replace(
+    return before.metrics._replace(
         active=sj.count_active(masks),
         sparsity=sj.sparsity(masks),
         grown=sj.count_active(sj.difference(masks, before.masks)),
         dropped=dropped,
-        churn=dropped / jnp.maximum(before.figures.active, 1),
-        updates=before.figures.updates + 1,
+        churn=dropped / jnp.maximum(before.metrics.active, 1),
+        stray=sj.count_stray(params, before.masks),
+        empty=sj.empty_layers(masks),
+        updates=before.metrics.updates + 1,
     )

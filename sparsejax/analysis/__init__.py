@@ -5,9 +5,9 @@ from sparsejax.analysis.accounting import density_history as density_history
 from sparsejax.analysis.accounting import rigl_step_flops as rigl_step_flops
 from sparsejax.analysis.accounting import top_kast_accounting as top_kast_accounting
 from sparsejax.analysis.accounting import training_flops as training_flops
+from sparsejax.analysis.dead_units import dead_inputs as dead_inputs
 from sparsejax.analysis.dead_units import dead_units as dead_units
 from sparsejax.analysis.dead_units import empty_layers as empty_layers
-from sparsejax.analysis.dead_units import unread_inputs as unread_inputs
 from sparsejax.analysis.exploration import itop_rate as itop_rate
 from sparsejax.analysis.flops import ForwardFlops as ForwardFlops
 from sparsejax.analysis.flops import forward_flops as forward_flops

@@ -215,7 +215,7 @@ def density_history(
         sparsity: The overall sparsity, a function of the step.
         update_steps: The steps at which masks change, rising; the new ones first run
             one step later.
-        distribution: How the sparsity is shared out; see `sparsejax.layer_counts`.
+        distribution: The sparsity's distribution; see `sparsejax.layer_counts`.
 
     Returns:
         (step, densities by path) pairs for `training_flops`, the first at step 0.

@@ -20,7 +20,7 @@ PyTree = Any
 
 
 def itop_rate(history: Iterable[PyTree], scope: str = "global") -> Any:
-    """Measures R_s, the in-time over-parameterization rate of a run so far.
+    """Computes R_s, the in-time over-parameterization rate of a run so far.
 
     Nobody needs to keep all masks: `explored = sparsejax.union(explored, masks)` after
     each topology update, and then `itop_rate([explored])`, give the same.

@@ -128,7 +128,7 @@ def forward_flops(
 
 
 def layer_densities(masks: PyTree) -> dict[str, Fraction]:
-    """Gives the density of each masked leaf, exactly.
+    """Returns the density of each masked leaf, exactly.
 
     Args:
         masks: A mask tree of concrete arrays.
@@ -359,7 +359,7 @@ def _charge(flops: int, lhs: Origin, rhs: Origin) -> Cost:
 
 
 def _moved(eqn: JaxprEqn, origins: list[Origin]) -> list[Origin]:
-    """Tells what the results of anything but a product are made from."""
+    """Returns what the results of anything but a product are made from."""
     name = eqn.primitive.name
     if name in _ONE_TO_ONE:
         return origins

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.checks import SCOPES, check_choice
-from sparsejax.trees import check_fit, map_masked
+from sparsejax.trees import fit, map_masked
 
 PyTree = Any
 
 
 def gradient_flow(grads: PyTree, masks: PyTree, scope: str = "global") -> Any:
-    """Measures the squared norm of the gradient over the active weights.
+    """Computes the squared norm of the gradient over the active weights.
 
     Leaves left dense, such as biases, are not counted. What the gradient is of is the
     caller's: a batch's loss, or a whole set's; with weight decay in it or without.
@@ -47,7 +47,7 @@ def gradient_flow(grads: PyTree, masks: PyTree, scope: str = "global") -> Any:
         25.0
     """
     check_choice("scope", scope, SCOPES)
-    check_fit(masks, grads, "grads")
+    masks = fit(masks, grads, "grads")
 
     def of_layer(mask: jax.Array, grad: jax.Array) -> jax.Array:
         # Squares of small gradients vanish in float16, and sums stall in bfloat16.

@@ -11,11 +11,11 @@ connections or not, and trained on with its masks fixed. With the test accuracie
 plasticity is t_CONTRAIN - t_PRE, and what was recovered t_CONTRAIN - t_PRUNE.
 
     kept = prune_once(params, masks, 0.9, scope="global")
-    update = regenerate(grads, kept, masks)
-    params = apply_masks(params, update.kept)
+    params = apply_masks(params, kept)  # what is regenerated restarts from 0
+    masks = regenerate(grads, kept, masks)
 
-A unit is a single weight, or a filter: all weights of one entry of a kernel's last
-axis, as in Flax, worth the L1 norm of its weights or of their gradients.
+A unit is a single weight, or a filter: all weights of one output of a kernel, worth the
+L1 norm of its weights or of their gradients.
 
 What the official code's `--sparse-init prune_*` and `prune_and_grow_*` do, and the
 differences:
@@ -47,15 +47,11 @@ from scipy.special import stdtrit
 
 from sparsejax import scores
 from sparsejax.checks import SCOPES, check_choice, check_fraction, is_traced
-from sparsejax.masks import count_active
-from sparsejax.patterns import fan_in
-from sparsejax.topology import (
-    TopologyUpdate,
-    prune_by_score,
-    prune_magnitude,
-    refill,
-)
-from sparsejax.trees import check_fit, map_masked
+from sparsejax.masks import count_active, difference, union
+from sparsejax.parameters import LayerRule, axis_rules
+from sparsejax.patterns import by_neuron, from_neurons
+from sparsejax.topology import prune_by_score, prune_magnitude, regrow_by_score
+from sparsejax.trees import fit, map_masked
 
 PyTree = Any
 UNITS = ("weight", "filter")
@@ -103,20 +99,20 @@ def prune_once(
             "value."
         )
     check_fraction("rate", rate)
-    check_fit(masks, params)
+    masks = fit(masks, params)
     if unit == "weight":
         return prune_magnitude(params, masks, fraction=float(rate), scope=scope)
     filters = _active_filters(masks)
     keep = _kept_filters(filters, float(rate), scope)
     norms = _filter_norms(params, masks)
     if scope == "global":
-        norms = map_masked(lambda m, norm: norm / fan_in(m.shape), masks, norms)
+        norms = map_masked(lambda m, norm: norm * norm.size / m.size, masks, norms)
     return _spread(prune_by_score(norms, filters, keep=keep, scope=scope), masks)
 
 
 def regenerate(
     grads: PyTree, masks: PyTree, before: PyTree, *, unit: str = "weight"
-) -> TopologyUpdate:
+) -> PyTree:
     """Grows as many units as pruning has dropped in each layer, by gradient magnitude.
 
     Args:
@@ -126,8 +122,8 @@ def regenerate(
         unit: "weight" or "filter".
 
     Returns:
-        The masks, in each layer with as many active units as `before`, and what has
-        grown, which starts from 0. A unit still active is never chosen.
+        The new masks, in each layer with as many active units as `before`. What they
+        have beyond `masks` is new and starts from 0; a filter grows whole.
 
     Raises:
         ValueError: If there is no such unit, or the trees do not fit.
@@ -135,39 +131,41 @@ def regenerate(
     Example:
         >>> grads = jnp.array([9.0, 1.0, 2.0, -7.0])
         >>> before = jnp.array([True, True, True, False])
-        >>> regenerate(grads, jnp.array([True, False, False, False]), before).masks
+        >>> regenerate(grads, jnp.array([True, False, False, False]), before)
         Array([ True, False,  True,  True], dtype=bool)
     """
     check_choice("unit", unit, UNITS)
-    check_fit(masks, grads, "grads")
-    check_fit(before, masks, "the other masks")
+    masks = fit(masks, grads, "grads")
+    before = fit(before, grads, "grads")
     if unit == "weight":
-        return refill(grads, masks, _lost(before, masks), scores.rank_of_magnitude)
+        lost, rank = _lost(before, masks), scores.rank_of_magnitude
+        return regrow_by_score(grads, masks, lost, rank=rank)
     filters = _active_filters(masks)
     lost = _lost(_active_filters(before), filters)
     everywhere = map_masked(jnp.ones_like, masks)
-    update = refill(_filter_norms(grads, everywhere), filters, lost)
-    return _of_weights(update, masks)
-
-
-def _filter_axes(mask: jax.Array) -> tuple[int, ...]:
-    return tuple(range(mask.ndim - 1))
+    after = regrow_by_score(_filter_norms(grads, everywhere), filters, lost)
+    grown = _spread(difference(after, filters), everywhere)
+    return union(masks, grown)
 
 
 def _active_filters(masks: PyTree) -> PyTree:
     """Marks the filters with an active weight: a mask tree of one entry a filter."""
-    return map_masked(lambda mask: jnp.any(mask, axis=_filter_axes(mask)), masks)
+    return map_masked(
+        lambda rule, mask: jnp.any(by_neuron(mask, rule), axis=0),
+        axis_rules(masks),
+        masks,
+    )
 
 
 def _filter_norms(tree: PyTree, masks: PyTree) -> PyTree:
     """The L1 norms of filters over their active weights, in float32 or wider."""
 
-    def norm(mask: jax.Array, leaf: jax.Array) -> jax.Array:
+    def norm(rule: LayerRule, mask: jax.Array, leaf: jax.Array) -> jax.Array:
         magnitude = scores.absolute(leaf)
         wide = magnitude.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        return jnp.sum(jnp.where(mask, wide, 0), axis=_filter_axes(mask))
+        return jnp.sum(by_neuron(jnp.where(mask, wide, 0), rule), axis=0)
 
-    return map_masked(norm, masks, tree)
+    return map_masked(norm, axis_rules(masks), masks, tree)
 
 
 def _kept_filters(filters: PyTree, rate: float, scope: str) -> Any:
@@ -188,16 +186,10 @@ def _kept_filters(filters: PyTree, rate: float, scope: str) -> Any:
 def _spread(filters: PyTree, masks: PyTree) -> PyTree:
     """The masks without the weights of filters that are marked False."""
 
-    def spread(mask: jax.Array, chosen: jax.Array) -> jax.Array:
-        return mask & chosen.reshape((1,) * (mask.ndim - 1) + chosen.shape)
+    def spread(rule: LayerRule, mask: jax.Array, chosen: jax.Array) -> jax.Array:
+        return from_neurons(by_neuron(mask, rule) & chosen, rule, mask.shape)
 
-    return map_masked(spread, masks, filters)
-
-
-def _of_weights(update: TopologyUpdate, masks: PyTree) -> TopologyUpdate:
-    """Turns an update of filters into one of weights; a grown filter is whole."""
-    grown = _spread(update.grown, map_masked(jnp.ones_like, masks))
-    return TopologyUpdate.of(_spread(update.kept, masks), grown)
+    return map_masked(spread, axis_rules(masks), masks, filters)
 
 
 def _lost(before: PyTree, after: PyTree) -> PyTree:
@@ -218,7 +210,7 @@ class Plasticity(NamedTuple):
 
 
 def pruning_plasticity(before: Any, pruned: Any, continued: Any) -> Plasticity:
-    """Measures pruning plasticity.
+    """Computes pruning plasticity.
 
     Args:
         before: Accuracy before pruning, a number or an array.
@@ -247,16 +239,16 @@ def pruning_plasticity(before: Any, pruned: Any, continued: Any) -> Plasticity:
 
 
 class Estimate(NamedTuple):
-    """A mean with its confidence interval, mean - reach to mean + reach.
+    """A mean with its confidence interval, mean - half_width to mean + half_width.
 
     Attributes:
         mean: The mean.
-        reach: Half the width of the interval.
+        half_width: Half the width of the interval.
         samples: How many values it is the mean of.
     """
 
     mean: float
-    reach: float
+    half_width: float
     samples: int
 
 
@@ -279,7 +271,7 @@ def mean_with_interval(values: Any, confidence: float = 0.95) -> Estimate:
 
     Example:
         >>> estimate = mean_with_interval([1.0, 2.0, 3.0])
-        >>> f"{estimate.mean:.2f} ± {estimate.reach:.2f}"
+        >>> f"{estimate.mean:.2f} ± {estimate.half_width:.2f}"
         '2.00 ± 2.48'
     """
     check_fraction("confidence", confidence)

@@ -25,16 +25,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax.inner import masked_update
 from sparsejax.masks import apply_masks
 from sparsejax.methods.top_kast import TopKastState
 from sparsejax.parameters import compiled_patterns
 from sparsejax.transform import SparsifyState
 from sparsejax.trees import (
-    check_fit,
+    fit,
     is_left_dense,
     is_placeholder,
     leaves_with_paths,
+    own_buffers,
     path_string,
 )
 
@@ -63,7 +63,7 @@ def freeze_transform(
     """Trains the weights inside the masks and leaves the others as they are.
 
     With masks of SNIP's it is FreezeNet, with `random_masks` a random part is trained,
-    with `trainable=[("BatchNorm", True), ("", False)]` batch normalisation alone.
+    with `trainable=[("BatchNorm", True), ("", False)]` batch normalization alone.
 
     To prune as well, put it inside: `gmp_transform(freeze_transform(inner, ...), ...)`.
     Then a weight that is pruned is exactly 0, and one that is frozen and not pruned has
@@ -115,10 +115,11 @@ def freeze_transform(
         start = masks
         if start is None:
             start = jax.tree.map(lambda leaf: optax.MaskedNode(), params)
+        start = fit(start, params)
         state = FreezeState(start, hidden.init(apply_masks(params, start)))
         if masks is not None:
             _refuse_sparse(state.inner_state)
-        return state
+        return own_buffers(state, others=(params, masks))
 
     def update_fn(
         updates: PyTree,
@@ -132,10 +133,12 @@ def freeze_transform(
                 "params must be given to update, tx.update(grads, state, params): the "
                 "optimizer sees the trained weights alone; got None."
             )
-        check_fit(state.masks, params)
-        check_fit(state.masks, grads, "grads")
-        moves, inner_state = masked_update(
-            hidden, grads, state.inner_state, params, state.masks, **extra_args
+        active = fit(state.masks, params)
+        moves, inner_state = hidden.update(
+            apply_masks(grads, active),
+            state.inner_state,
+            apply_masks(params, active),
+            **extra_args,
         )
 
         def emit(is_trained: bool, mask: Any, move: Any) -> Any:
@@ -146,8 +149,8 @@ def freeze_transform(
             return move if is_left_dense(mask) else jnp.where(mask, move, still)
 
         trained = _trained_leaves(params, trainable)
-        moves = jax.tree.map(emit, trained, state.masks, moves)
-        return moves, FreezeState(state.masks, inner_state)
+        moves = jax.tree.map(emit, trained, active, moves)
+        return moves, FreezeState(active, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -174,8 +177,8 @@ def restore_frozen(params: PyTree, initial: PyTree, masks: PyTree) -> PyTree:
         >>> restore_frozen(jnp.array([5.0, 0.0]), jnp.array([1.0, 2.0]), masks).tolist()
         [5.0, 2.0]
     """
-    check_fit(masks, params)
-    check_fit(masks, initial, "initial")
+    masks = fit(masks, params)
+    fit(masks, initial, "initial")
 
     def choose(mask: Any, leaf: Any, first: Any) -> Any:
         return leaf if is_left_dense(mask) else jnp.where(mask, leaf, first)
@@ -199,7 +202,7 @@ def _check_trainable(trainable: Any) -> None:
 
 
 def _trained_leaves(params: PyTree, trainable: Trainable) -> PyTree:
-    """Tells of each leaf whether it is trained at all."""
+    """Returns for each leaf whether it is trained at all."""
     paths = [path for path, _ in leaves_with_paths(params)]
     if callable(trainable):
         is_trained = trainable

@@ -13,9 +13,9 @@ and the gradient goes straight through h as if it were |s|:
 for every weight, also those that are not there: a score rises where the weight would
 lower the loss. Scores start from the uniform distribution on (-b, b), b = 1 / sqrt(fan
 in). The official code trains them by SGD with momentum and weight decay, and its
-layers have no biases and normalisation without scales.
+layers have no biases and normalization without scales.
 
-Like STR this is a parametrisation: pure functions, and any optimizer on the scores.
+Like STR this is a parametrization: pure functions, and any optimizer on the scores.
 
     def loss(scores, batch):
         return model_loss(supermask_params(params, scores, sparsity=0.5), batch)
@@ -116,14 +116,14 @@ def supermask(scores: PyTree, sparsity: Any, prunable: Prunable = None) -> PyTre
         return keep_count(own, leaf.size)
 
     counts = map_masked(keep, layers, split)
-    chosen = top_k_mask(split, counts, scope="layer", key=jnp.abs)
+    chosen = top_k_mask(split, counts, scope="layer", rank=jnp.abs)
     return join_layers(chosen, rules)
 
 
 def supermask_params(
     params: PyTree, scores: PyTree, sparsity: Any, prunable: Prunable = None
 ) -> PyTree:
-    """Gives the parameters that the network runs on; differentiate it in the scores.
+    """Returns the parameters that the network runs on; differentiate it in the scores.
 
     Args:
         params: The frozen weights.
@@ -139,11 +139,12 @@ def supermask_params(
         ValueError: As `supermask`, and if the scores do not fit the parameters.
 
     Example:
-        >>> params, scores = jnp.array([[4.0, 5.0]]), jnp.array([[-3.0, 1.0]])
+        >>> params = jnp.array([[4.0, 5.0], [6.0, 7.0]])
+        >>> scores = jnp.array([[-3.0, 1.0], [0.5, 2.0]])
         >>> supermask_params(params, scores, sparsity=0.5).tolist()
-        [[4.0, 0.0]]
+        [[4.0, 0.0], [0.0, 7.0]]
         >>> jax.grad(lambda s: supermask_params(params, s, 0.5).sum())(scores).tolist()
-        [[-4.0, 5.0]]
+        [[-4.0, 5.0], [6.0, 7.0]]
     """
     _check_scores(params, scores)
     masks = supermask(scores, sparsity, prunable)
@@ -162,7 +163,7 @@ def supermask_params(
 def signed_constant(
     params: PyTree, sparsity: float = 0.0, prunable: Prunable = None
 ) -> PyTree:
-    """Gives all weights of a layer one size and leaves them their signs.
+    """Sets all weights of a layer to one size and leaves them their signs.
 
     The paper's signed Kaiming constant, which it found better than weights of a normal
     distribution: sign(w) sqrt(2 / (fan in (1 - sparsity))), for networks of ReLUs.
@@ -199,7 +200,9 @@ def signed_constant(
 
 
 def _fan_in(rule: LayerRule, leaf: Any) -> int:
-    return max(math.prod(leaf.shape[int(rule.stacked) : -1]), 1)
+    shape = leaf.shape[int(rule.stacked) :]
+    _, outputs = rule.axes(len(shape))
+    return max(math.prod(n for axis, n in enumerate(shape) if axis not in outputs), 1)
 
 
 def _check_scores(params: PyTree, scores: PyTree) -> None:

@@ -1,4 +1,4 @@
-"""AutoS: prune by a criterion that was learnt from iterative pruning.
+"""AutoS: prune by a criterion that was learned from iterative pruning.
 
 "Learning effective pruning at initialization from iterative pruning" (AutoSparse),
 arXiv 2408.14757. A small network learns to tell from a weight's initial value and
@@ -8,7 +8,7 @@ Certain, from the authors' code:
 
 - a network is trained, pruned globally (by magnitude, or SNIP) and rewound to its
   initial weights, 20 rounds; a weight's label is the number of rounds it survived,
-  min-max normalised (`auto_s_labels`);
+  min-max normalized (`auto_s_labels`);
 - a weight's features are its initial value and the gradient there, summed over a prune
   set of ten images a class (`auto_s_features`);
 - the scoring network is fitted by mean squared error, once, on one network;
@@ -54,7 +54,7 @@ ScoreFn = Callable[[jax.Array], jax.Array]
 
 
 def auto_s_labels(rounds: Sequence[PyTree]) -> PyTree:
-    """Says of each weight how long iterative pruning kept it.
+    """Returns for each weight how long iterative pruning kept it.
 
     Args:
         rounds: The masks after each round; see `sparsejax.lottery_ticket`.
@@ -64,7 +64,7 @@ def auto_s_labels(rounds: Sequence[PyTree]) -> PyTree:
         weights together shifted and scaled to [0, 1].
 
     Raises:
-        ValueError: If all weights survived equally long, so that nothing can be learnt.
+        ValueError: If all weights survived equally long: there is nothing to learn.
 
     Example:
         >>> rounds = [jnp.array([1, 1, 0], bool), jnp.array([1, 0, 0], bool)]
@@ -141,7 +141,7 @@ def auto_s_scores(
     masks: PyTree,
     chunk_size: int = 8192,
 ) -> PyTree:
-    """Scores each weight by a learnt function of its features.
+    """Scores each weight by a learned function of its features.
 
     Args:
         score_fn: A pure function of the features of one weight, float32[2], to a
@@ -182,7 +182,7 @@ def auto_s(
     chunk_size: int = 8192,
     prunable: Prunable = None,
 ) -> PyTree:
-    """Prunes once, by a learnt score of initial weights and gradients.
+    """Prunes once, by a learned score of initial weights and gradients.
 
     One pass over the batches, and one of all weights through the scoring network.
 
@@ -193,7 +193,7 @@ def auto_s(
             same. The paper takes ten images a class.
         key: Unused by AutoS; every method of the family takes it.
         sparsity: The overall sparsity in [0, 1).
-        score_fn: The learnt score; see `auto_s_scores`. A Flax network becomes one by
+        score_fn: The learned score; see `auto_s_scores`. A Flax network becomes one by
             `functools.partial(network.apply, variables)`.
         chunk_size: How many weights of a layer are scored at once.
         prunable: Which leaves are pruned; see `sparsejax.layer_rules`.

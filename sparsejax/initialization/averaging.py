@@ -41,7 +41,7 @@ def with_weights(params: PyTree, weights: PyTree, masks: PyTree) -> PyTree:
 def loss_of_weights(
     loss_fn: LossFn, params: PyTree, masks: PyTree, batch: Batch
 ) -> Callable[[PyTree], jax.Array]:
-    """Gives the loss of one batch as a function of the prunable leaves alone.
+    """Returns the loss of one batch as a function of the prunable leaves alone.
 
     Args:
         loss_fn: A function (params, batch) -> scalar.
@@ -104,7 +104,7 @@ def as_static(function: Callable[..., Any]) -> Callable[..., Any]:
 def _of_batch(
     f: Callable[..., tuple[jax.Array, PyTree]], loss_fn: LossFn, args: Any, batch: Batch
 ) -> tuple[jax.Array, PyTree]:
-    """Gives whether all is finite, and the tree in float32 at least."""
+    """Returns whether all is finite, and the tree in float32 at least."""
     loss, tree = f(loss_fn, *args, batch)
     leaves = [loss, *jax.tree.leaves(tree)]
     sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -77,5 +77,5 @@ def magnitude_pruning(
     """
     del loss_fn, batches, key
     return one_shot(
-        lambda masks: scores.magnitude(params, masks), params, sparsity, prunable
+        lambda masks: scores.magnitude_scores(params, masks), params, sparsity, prunable
     )

@@ -1,4 +1,4 @@
-"""How many weights pruning at initialisation keeps, and keeping the best of them.
+"""How many weights pruning at initialization keeps, and keeping the best of them.
 
 All layers are ranked together, but for those whose sparsity `prunable` fixes: each of
 these is ranked by itself, and the others make up for it.

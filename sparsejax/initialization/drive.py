@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax import scores
-from sparsejax.checks import check_step, is_traced
+from sparsejax.checks import check_range, check_step, is_traced
 from sparsejax.initialization.averaging import (
     Batch,
     LossFn,
@@ -54,9 +54,9 @@ def drive_scores(params: PyTree, grads: PyTree, masks: PyTree) -> PyTree:
         [2.0, 4.0]
     """
     terms = [
-        scores.magnitude(params, masks),
-        scores.saliency(params, grads, masks),
-        scores.magnitude(grads, masks),
+        scores.magnitude_scores(params, masks),
+        scores.saliency_scores(params, grads, masks),
+        scores.magnitude_scores(grads, masks),
     ]
     number = count_active(masks)
 
@@ -115,10 +115,12 @@ def drive(
     """
     del key
     check_step("rounds", rounds, 1)
-    if not 0 <= learning_rate < float("inf"):
-        raise ValueError(
-            f"learning_rate must be 0 or more and finite; got {learning_rate!r}."
-        )
+    check_range(
+        "learning_rate",
+        learning_rate,
+        lambda x: 0 <= x < float("inf"),
+        "0 or more and finite",
+    )
     rules = layer_rules(params, prunable)
     budget = keep_budget(params, rules, sparsity, rounds)
     batches = list(batches)

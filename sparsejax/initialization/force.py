@@ -68,7 +68,7 @@ def force(
     masks = dense = dense_masks(params, prunable)
     for index in range(rounds):
         grads = mean_gradients(loss_fn, apply_masks(params, masks), held, dense)
-        score = scores.saliency(params, grads, dense)
+        score = scores.saliency_scores(params, grads, dense)
         among = dense if may_return else masks
         masks = keep_best(score, among, rules, budget, index)
     warn_of_empty_layers(masks, rules)

@@ -1,4 +1,4 @@
-"""SBP on the edge of chaos: pruning at initialisation that leaves no layer empty.
+"""SBP on the edge of chaos: pruning at initialization that leaves no layer empty.
 
 Hayou, Ton, Doucet & Teh, "Robust Pruning at Initialization", arXiv 2002.08797.
 Sensitivity-based pruning (SBP) ranks weights by |W dL/dW|, as SNIP does: use
@@ -32,10 +32,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.checks import is_traced
+from sparsejax.checks import check_range
 from sparsejax.masks import apply_masks
-from sparsejax.patterns import fan_in
-from sparsejax.trees import is_left_dense
+from sparsejax.parameters import axis_rules
+from sparsejax.patterns import by_neuron
+from sparsejax.trees import fit, is_left_dense
 
 PyTree = Any
 
@@ -46,7 +47,7 @@ def rescale_to_edge_of_chaos(
     """Multiplies each pruned layer so that it keeps the scale of its signals.
 
     The rescaling trick, for fully connected and convolutional layers without
-    normalisation after them. Kernels have their outputs on the last axis, as in Flax.
+    normalization after them. Kernels have their outputs on the last axis, as in Flax.
 
     Args:
         params: The initial weights.
@@ -68,19 +69,23 @@ def rescale_to_edge_of_chaos(
         Array([[1.2, 0. ],
                [0. , 1.6]], dtype=float32)
     """
-    if not is_traced(weight_variance) and not 0 < weight_variance < math.inf:
-        raise ValueError(
-            f"weight_variance must be above 0 and finite; got {weight_variance!r}."
-        )
+    check_range(
+        "weight_variance",
+        weight_variance,
+        lambda v: 0 < v < math.inf,
+        "above 0 and finite",
+    )
 
-    def rescale(mask: Any, leaf: Any) -> Any:
+    def rescale(rule: Any, mask: Any, leaf: Any) -> Any:
         if is_left_dense(mask):
             return leaf
+        fan_in = len(by_neuron(mask, rule))
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        variance = fan_in(mask.shape) * jnp.mean(jnp.square(wide))
+        variance = fan_in * jnp.mean(jnp.square(wide))
         factor = jnp.sqrt(weight_variance / jnp.where(variance > 0, variance, 1))
         return (factor * wide).astype(leaf.dtype)
 
-    return jax.tree.map(
-        rescale, masks, apply_masks(params, masks), is_leaf=is_left_dense
-    )
+    masks = fit(masks, params)
+    sparse = apply_masks(params, masks)
+    rules = axis_rules(masks)
+    return jax.tree.map(rescale, rules, masks, sparse, is_leaf=is_left_dense)

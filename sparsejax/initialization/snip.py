@@ -12,7 +12,7 @@ all s_j, which leaves the order as it is and is left out here.
 The gradient is the mean over the batches given; the paper takes one minibatch. Which
 weights are scored is up to `prunable`: the authors' code scores biases too, and adds a
 small L2 term, which here belongs in `loss_fn`. Scores of layers compare only if their
-signals have one scale, so initialise with a fixed variance of activations (He, Glorot).
+signals have one scale, so initialize with a fixed variance of activations (He, Glorot).
 """
 
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ def snip_scores(
         [2.0, 3.0]
     """
     grads = mean_gradients(loss_fn, params, batches, masks)
-    return scores.saliency(params, grads, masks)
+    return scores.saliency_scores(params, grads, masks)
 
 
 def snip(

@@ -20,7 +20,7 @@ respect to them then start from c, so that R may be anything from about 2^-240 t
 largest score is finite in float32 and not below 2^-60, c is 1 and changes nothing.
 
 As in the authors' code, biases and scales count with their absolute value too, and
-normalisation belongs in evaluation mode: `apply_fn` holds its running mean 0 and
+normalization belongs in evaluation mode: `apply_fn` holds its running mean 0 and
 variance 1. A branch that starts at a scale of 0, or a head of zeros, has no flow.
 """
 
@@ -60,7 +60,7 @@ def _absolute(leaf: Any) -> Any:
 
 
 def _flow(apply_fn: ApplyFn, params: PyTree, inputs: PyTree, masks: PyTree) -> Any:
-    """Gives scores with 1 as the largest, and whether there are any."""
+    """Returns scores with 1 as the largest, and whether there are any."""
     positive = jax.tree.map(_absolute, apply_masks(params, masks))
     weights = weights_of(positive, masks)
 
@@ -76,7 +76,7 @@ def _flow(apply_fn: ApplyFn, params: PyTree, inputs: PyTree, masks: PyTree) -> A
             outputs = apply_fn(with_weights(positive, weights, masks), scaled)
             return scale * sum(jnp.sum(_wide(o)) for o in jax.tree.leaves(outputs))
 
-        score = scores.saliency(weights, jax.grad(total)(weights), masks)
+        score = scores.saliency_scores(weights, jax.grad(total)(weights), masks)
         largest = jnp.stack([jnp.max(s, initial=0) for s in jax.tree.leaves(score)])
         return score, jnp.max(largest)  # NaN where any score is not finite
 
@@ -155,7 +155,7 @@ def _all_rounds(
     dense: PyTree,
     budget: Budget,
 ) -> tuple[PyTree, jax.Array]:
-    """Gives the masks, and for each round whether there was any flow."""
+    """Returns the masks, and for each round whether there was any flow."""
     shapes, layers = jax.tree.unflatten(*inputs), jax.tree.unflatten(*rules)
 
     def one_round(masks: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:

@@ -19,14 +19,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sparsejax.checks import SCOPES, check_choice, check_sparsity, check_step
-from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
+from sparsejax.chain import Element, prune
+from sparsejax.checks import check_sparsity, check_step, check_within
+from sparsejax.methods.start import NOMINAL, gradual_start
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import linear_sparsity
-from sparsejax.topology import TopologyUpdate, no_growth
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.scores import Context, magnitude
+from sparsejax.transform import Method, SparseTransformation, sparsify
 from sparsejax.trees import map_masked
 
 
@@ -84,14 +85,15 @@ def acdc_phases(
 def acdc_transform(
     inner: optax.GradientTransformation,
     *,
-    final_sparsity: float,
+    final_sparsity: float | None = None,
     phases: Sequence[int],
+    total_steps: int | None = None,
     scope: str = "global",
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
 ) -> SparseTransformation:
-    """Trains in dense and sparse phases by turns.
+    """Trains in dense and sparse phases in turn.
 
     Masks change at the first step of a phase. If a gradient is not finite at that step,
     the change is left out and counted in the state's `skipped`, and the phase before
@@ -99,10 +101,13 @@ def acdc_transform(
 
     Args:
         inner: The optimizer to wrap.
-        final_sparsity: s in [0, 1), the sparsity of every sparse phase.
+        final_sparsity: s in [0, 1), the sparsity of every sparse phase; leave it out
+            where `prunable` fixes the sparsity of every layer.
         phases: The first step of each phase after the dense start, increasing, at least
             1: of a sparse phase, a dense one, a sparse one, ... With an odd number of
             them the run ends sparse. `acdc_phases` lays them out.
+        total_steps: The length of the run, to raise where it ends before the last phase
+            begins; None if it is not known.
         scope: "global" ranks all layers together, "layer" prunes each to s.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of dense ones, up to the first dense phase.
@@ -127,33 +132,25 @@ def acdc_transform(
         >>> active
         [8, 8, 2, 2, 8, 8, 2]
     """
-    check_sparsity("final_sparsity", final_sparsity)
-    check_choice("scope", scope, SCOPES)
     _check_phases(phases)
-    starts = tuple(map(int, phases))
-    constant = linear_sparsity(final_sparsity, final_sparsity, 0, 1)
-    plan = PrunePlan(constant, 0, 1, 1, scope)
+    if total_steps is not None:
+        check_within("phases", int(phases[-1]), total_steps)
+    s = NOMINAL if final_sparsity is None else final_sparsity
+    check_sparsity("final_sparsity", s)
+    starts = np.array([int(step) for step in phases], np.int32)
+    compress = prune(magnitude, to=s, scope=scope)
 
-    def has_begun(step: Any) -> Any:
-        return jnp.asarray(step) >= jnp.array(starts, jnp.int32)
-
-    def update(now: Snapshot) -> TopologyUpdate:
-        def compress() -> TopologyUpdate:
-            return no_growth(prune_to_plan(now, plan))
-
-        def decompress() -> TopologyUpdate:
-            inactive = map_masked(jnp.logical_not, now.masks)
-            return TopologyUpdate.of(now.masks, grown=inactive)
-
-        is_sparse = jnp.sum(has_begun(now.step)) % 2 == 1
-        return jax.lax.cond(is_sparse, compress, decompress)
+    def update(ctx: Context) -> Any:
+        return jax.lax.cond(
+            jnp.sum(ctx.step >= starts) % 2 == 1,
+            lambda: compress.apply(ctx),
+            lambda: map_masked(jnp.ones_like, ctx.masks),  # what comes back is new: 0
+        )
 
     method = Method(
-        init=lambda key, params, rules: first_masks(
-            key, params, rules, plan, 0.0, "erk"
-        ),
-        update=update,
-        is_update_step=lambda step: jnp.isin(step, jnp.array(starts, jnp.int32)),
+        first=gradual_start(0.0, final_sparsity, "erk"),
+        update=Element(update, settings=compress.settings),
+        when=lambda t: jnp.isin(t, starts),
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 

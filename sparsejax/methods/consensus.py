@@ -3,7 +3,7 @@
 Zhi et al., "Learning a Consensus Sub-Network with Polarization Regularization and One
 Pass Training", arXiv 2302.10798. Only its abstract and summaries of it were found.
 Certain from these: a light module with binary gates is trained straight through, over
-layers or channels of ResNets; a polarising loss makes the gates of all inputs agree, on
+layers or channels of ResNets; a polarizing loss makes the gates of all inputs agree, on
 a sub-network of a sparsity that the user sets; weights and gates are trained together
 in one pass; in the end the gates go, and the sub-network is static. All formulas are
 our reading, and so is the sum of penalties. With z(x) what a gate is given for the
@@ -61,8 +61,8 @@ def _open_shares(gates: PyTree) -> jax.Array:
     return jnp.concatenate(means)
 
 
-def polarisation_penalty(gates: PyTree) -> jax.Array:
-    """Measures how much the gates of different inputs disagree.
+def polarization_penalty(gates: PyTree) -> jax.Array:
+    """Computes how much the gates of different inputs disagree.
 
     Args:
         gates: Gates by layer, a tree of arrays [batch, units].
@@ -75,7 +75,7 @@ def polarisation_penalty(gates: PyTree) -> jax.Array:
         ValueError: If there are no gates, or one has another number of dimensions.
 
     Example:
-        >>> polarisation_penalty(jnp.array([[1.0, 1.0], [1.0, 0.0]])).item()
+        >>> polarization_penalty(jnp.array([[1.0, 1.0], [1.0, 0.0]])).item()
         0.125
     """
     shares = _open_shares(gates)
@@ -83,7 +83,7 @@ def polarisation_penalty(gates: PyTree) -> jax.Array:
 
 
 def activation_penalty(gates: PyTree, target: float) -> jax.Array:
-    """Measures how far the part of open gates is from the one wanted.
+    """Computes how far the part of open gates is from the one wanted.
 
     Args:
         gates: Gates by layer, a tree of arrays [batch, units].
@@ -132,7 +132,7 @@ def remove_units(
     """Cuts the units that are off out of a network's weights: they get smaller.
 
     The smaller network gives what the large one gives with the units' outputs times 0,
-    if no other layer reads them, normalisation included.
+    if no other layer reads them, normalization included.
 
     Args:
         params: Weights.

@@ -18,6 +18,7 @@ shares are rounded by largest remainder instead of at random; the weight that a 
 keeps is its largest; where a network has too few other places, places just emptied are
 grown after all; the interval does not grow along the run, as it does there from 1000
 to 8000 steps; weights are those of the same step as the gradients, which take no part.
+Every weight that grows starts from 0, as there (read in the source).
 """
 
 from typing import Any
@@ -28,24 +29,18 @@ import numpy as np
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import (
-    check_fraction,
-    is_traced,
-)
-from sparsejax.counts import drop_count, share_out
+from sparsejax.chain import Element, chain, grow, prune
+from sparsejax.checks import check_fraction, check_range
+from sparsejax.counts import apportion, drop_count
 from sparsejax.distributions import Distribution
 from sparsejax.masks import count_active
-from sparsejax.methods.constant import steps_until, train_at
+from sparsejax.methods.start import start_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
-from sparsejax.transform import (
-    Memory,
-    MemoryRule,
-    Snapshot,
-    SparseTransformation,
-)
+from sparsejax.scores import Context
+from sparsejax.transform import Method, SparseTransformation, sparsify
 from sparsejax.trees import map_masked
 
+PyTree = Any
 TOLERANCE = 0.1
 
 
@@ -80,8 +75,8 @@ def dsr_transform(
         begin_step: Updates start after this step.
         stop_step: The last step at which masks change; None for the whole run. The
             authors stop at 95 of 100 epochs on ImageNet.
-        distribution: How the sparsity is shared out over layers at first: "uniform",
-            "erk", "er", or a function; see `sparsejax.layer_counts`.
+        distribution: The first masks' distribution over layers: "uniform", "erk", "er",
+            or a function; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`. A layer of fixed
             sparsity starts there and takes part in the redistribution.
         masks: Masks to start from instead of random ones.
@@ -100,66 +95,60 @@ def dsr_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=500)
     """
     check_fraction("prune_rate", prune_rate)
-    _check_threshold(initial_threshold)
-    is_update_step = steps_until(
-        stop_step,
-        default=total_steps,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    check_range(
+        "initial_threshold",
+        initial_threshold,
+        lambda h: h > 0 and np.isfinite(h),
+        "a finite number above 0",
     )
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        threshold = now.memory.scalars["threshold"]
+    def init(params: PyTree, rules: PyTree) -> PyTree:
+        return {"threshold": jnp.float32(initial_threshold)}
 
-        def count_above(mask: jax.Array, weight: jax.Array) -> jax.Array:
-            above = mask & (jnp.abs(weight.astype(jnp.float32)) >= threshold)
-            return jnp.maximum(jnp.sum(above, dtype=jnp.int32), 1)
-
-        keep = map_masked(count_above, now.masks, now.params)
-        kept = prune_magnitude(now.params, now.masks, keep=keep, scope="layer")
-        before, left = count_active(now.masks, "layer"), count_active(kept, "layer")
-        total = count_active(now.masks) - count_active(kept)
-
-        free = map_masked(lambda mask, n: mask.size - n, now.masks, before)
-        counts = share_out(total, left, free)
-        emptied = jax.tree.map(jnp.subtract, before, left)
-        short = total - sum(jax.tree.leaves(counts), jnp.int32(0))
-        counts = jax.tree.map(jnp.add, counts, share_out(short, left, emptied))
-        # All bits turned, a score of 31 random bits is below all others.
-        chance = map_masked(
-            lambda mask, score: jnp.where(mask, ~score, score),
-            now.masks,
-            scores.random(now.key, now.masks),
+    def below_threshold(ctx: Context) -> Any:
+        """Steps 1 and 2: the masks without |w| < H, and the next H."""
+        H = ctx.memory["threshold"]
+        above = map_masked(
+            lambda mask, w: _count_above(mask, w, H), ctx.masks, ctx.params
         )
+        kept = prune(scores.magnitude, keep=lambda _: above).apply(ctx)
+        dropped = (count_active(ctx.masks) - count_active(kept)).astype(jnp.float32)
+        K = drop_count(prune_rate, count_active(ctx.masks)).astype(jnp.float32)
+        many, few = dropped > (1 + TOLERANCE) * K, dropped < (1 - TOLERANCE) * K
+        return kept, {"threshold": H * jnp.where(many, 0.5, jnp.where(few, 2.0, 1.0))}
 
-        wanted = drop_count(prune_rate, count_active(now.masks)).astype(jnp.float32)
-        factor = jnp.where(
-            total > (1 + TOLERANCE) * wanted,
-            0.5,
-            jnp.where(total < (1 - TOLERANCE) * wanted, 2.0, 1.0),
-        )
-        refilled = refill(chance, kept, counts)
-        return refilled._replace(scalars={"threshold": factor * threshold})
-
-    def init_memory(params: Any, rules: Any) -> Memory:
-        return Memory(scalars={"threshold": jnp.float32(initial_threshold)})
-
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        update,
-        is_update_step,
-        memory=MemoryRule(init_memory),
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=chain(
+            Element(below_threshold, init, changes_memory=True),
+            grow(scores.Score(_elsewhere, scores.as_it_is), count=_shares),
+        ),
+        when=until(update_interval, begin_step, total_steps, stop_step),
     )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
-def _check_threshold(value: Any) -> None:
-    if not is_traced(value) and not (value > 0 and np.isfinite(value)):
-        raise ValueError(
-            f"initial_threshold must be a finite number above 0; got {value}."
-        )
+def _count_above(mask: jax.Array, weight: jax.Array, H: jax.Array) -> jax.Array:
+    """The active weights of a layer with |w| >= H, at least one."""
+    above = mask & (jnp.abs(weight.astype(jnp.float32)) >= H)
+    return jnp.maximum(jnp.sum(above, dtype=jnp.int32), 1)
+
+
+def _shares(ctx: Context) -> PyTree:
+    """How many weights each layer grows: in proportion to what is left in it."""
+    before, left = (count_active(m, "layer") for m in (ctx.before, ctx.masks))
+    total = count_active(ctx.before) - count_active(ctx.masks)
+    free = map_masked(lambda mask, n: mask.size - n, ctx.masks, before)
+    counts = apportion(total, left, free)
+    # Where other places are too few, those just emptied.
+    short = total - sum(jax.tree.leaves(counts), jnp.int32(0))
+    emptied = jax.tree.map(jnp.subtract, before, left)
+    return jax.tree.map(jnp.add, counts, apportion(short, left, emptied))
+
+
+def _elsewhere(ctx: Context) -> PyTree:
+    """Random scores; those of places just emptied are below all others."""
+    drawn = scores.random_scores(ctx.key, ctx.masks)
+    return map_masked(
+        lambda mask, score: jnp.where(mask, -1 - (score >> 1), score), ctx.before, drawn
+    )

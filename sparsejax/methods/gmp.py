@@ -17,24 +17,25 @@ from typing import Any
 
 import optax
 
-from sparsejax.checks import SCOPES, check_choice
-from sparsejax.methods.gradual import PrunePlan, first_masks, prune_to_plan
+from sparsejax.chain import prune
+from sparsejax.checks import check_sparsity, check_within
+from sparsejax.methods.start import NOMINAL, gradual_start
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cubic_sparsity, every
-from sparsejax.topology import TopologyUpdate, no_growth
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.schedules import Setting, as_schedule, cubic_sparsity, every
+from sparsejax.scores import magnitude
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 
 def gmp_transform(
     inner: optax.GradientTransformation,
     *,
-    final_sparsity: float,
+    final_sparsity: Setting | None = None,
     end_step: int,
     update_interval: int,
+    total_steps: int | None = None,
     initial_sparsity: float = 0.0,
     begin_step: int = 0,
     scope: str = "global",
-    sparsity_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -46,13 +47,15 @@ def gmp_transform(
 
     Args:
         inner: The optimizer to wrap.
-        final_sparsity: s_f in [0, 1).
+        final_sparsity: s_f in [0, 1), or a function of the step instead of the cubic;
+            leave it out where `prunable` fixes the sparsity of every layer.
         end_step: t_end, the step of the last prune, after `begin_step`.
         update_interval: Steps between prunes, at least 1.
+        total_steps: The length of the run, to raise where it ends before `end_step`;
+            None if it is not known.
         initial_sparsity: s_i in [0, s_f], where the cubic starts.
         begin_step: t_0, at least 0.
         scope: "global" ranks all layers together, "layer" prunes each to s(t).
-        sparsity_schedule: Instead of the cubic, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of dense ones.
         seed: Unused by GMP's own rule; see `sparsejax.sparsify`.
@@ -74,23 +77,20 @@ def gmp_transform(
         >>> params["w"][2:].tolist()
         [[0.0, 0.0, 0.0, 0.0], [12.0, 13.0, 14.0, 15.0]]
     """
-    check_choice("scope", scope, SCOPES)
-    cubic = cubic_sparsity(initial_sparsity, final_sparsity, begin_step, end_step)
-    is_prune_step = every(update_interval, begin_step)
-    plan = PrunePlan(
-        sparsity_schedule or cubic, begin_step, end_step, update_interval, scope
+    if total_steps is not None:
+        check_within("end_step", end_step, total_steps)
+    s = as_schedule(
+        "final_sparsity",
+        NOMINAL if final_sparsity is None else final_sparsity,
+        check_sparsity,
+        lambda s_f: cubic_sparsity(initial_sparsity, s_f, begin_step, end_step),
     )
-
-    def update(now: Snapshot) -> TopologyUpdate:
-        return no_growth(prune_to_plan(now, plan))
-
+    s_f, on_grid = s(end_step), every(update_interval, begin_step)
     method = Method(
-        init=lambda key, params, rules: first_masks(
-            key, params, rules, plan, 0.0, "erk"
-        ),
-        update=update,
+        first=gradual_start(0.0, None if final_sparsity is None else s_f, "erk"),
+        update=prune(magnitude, to=s, scope=scope, final=s_f),
         # After the end these do nothing, unless the prune at the end was left out
         # because a gradient was not finite.
-        is_update_step=lambda step: is_prune_step(step) | (step == end_step),
+        when=lambda t: on_grid(t) | (t == end_step),
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

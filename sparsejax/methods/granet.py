@@ -17,10 +17,15 @@ with `distribution="uniform"`). Growth can also be by the momentum of the gradie
 inactive weights too, or by the mean gradient of some steps, for small batches. (Growth
 by momentum is an option of the official code as well, but momentum is masked there.)
 
-What differs from the official code: masks at the start have exact counts instead of
-Bernoulli ones; s_f is reached at t_end (the official schedule stops one update short);
-ties are broken by position, so that counts are exact; weights and gradients are those
-of the same step; a weight dropped and grown again in one update restarts from zero.
+A weight that 1. drops restarts from 0 if 2. grows it; one that 2. drops and chooses
+again goes on with its value and momentum. It is so in the official code, which masks
+weights and momentum after 1. and after the growth of 2. (read in its source).
+
+What differs from it: masks at the start have exact counts instead of Bernoulli ones;
+s_f is reached at t_end (the official schedule stops one update short); where t_end is
+between two updates, the one there only prunes; ties are broken by position when pruning
+and at random when growing, so that counts are exact; weights and gradients are those of
+the same step.
 """
 
 from typing import Any
@@ -28,15 +33,20 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sparsejax import scores
-from sparsejax.checks import SCOPES, check_choice, check_stop, check_within
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.methods.gradual import PrunePlan, counts_of_plan, first_masks
-from sparsejax.methods.growth import growth_by
+from sparsejax.chain import ScoreLike, chain, drop_and_grow, prune
+from sparsejax.checks import check_fraction, check_sparsity, check_within
+from sparsejax.distributions import Distribution
+from sparsejax.methods.start import NOMINAL, gradual_start, stop_at
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate, cubic_sparsity, every
-from sparsejax.topology import TopologyUpdate, exchange
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.schedules import (
+    Setting,
+    as_schedule,
+    cosine_prune_rate,
+    cubic_sparsity,
+    every,
+)
+from sparsejax.scores import gradient, magnitude
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 FINAL_PRUNE_RATE = 0.005
 
@@ -48,17 +58,13 @@ def granet_transform(
     end_step: int,
     update_interval: int = 1000,
     initial_sparsity: float = 0.0,
-    final_sparsity: float = 0.9,
+    final_sparsity: Setting | None = None,
     begin_step: int = 0,
-    prune_rate: float = 0.5,
+    prune_rate: Setting = 0.5,
     stop_step: int | None = None,
     scope: str = "global",
-    grow: str = "gradient",
-    gradient_steps: int = 1,
-    momentum: float = 0.9,
+    grow: ScoreLike = gradient,
     distribution: Distribution = "erk",
-    sparsity_schedule: Schedule | None = None,
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -75,21 +81,17 @@ def granet_transform(
         update_interval: Steps between updates, at least 1.
         initial_sparsity: s_i in [0, s_f]: 0 starts dense, above it starts with random
             masks of that sparsity.
-        final_sparsity: s_f in [0, 1).
+        final_sparsity: s_f in [0, 1), or a function of the step instead of the cubic.
+            None takes 0.9, or what layers add up to if `prunable` fixes it for each.
         begin_step: t_0, at least 0.
-        prune_rate: r_0 in (0, 1), the fraction of a layer that is regenerated.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is regenerated, or a
+            function of the step instead of the cosine.
         stop_step: The last step at which connections are regenerated; None for the
             whole run, as in the paper's code.
         scope: "global" prunes all layers together, "layer" each to s(t).
-        grow: "gradient" grows by |dL/dw|, "momentum" by the magnitude of its running
-            mean, "random" at random.
-        gradient_steps: With "gradient", grow by the mean gradient of the last so many
-            steps, at most `update_interval`, those since the last update at most. This
-            and "momentum" take a float32 for each prunable weight.
-        momentum: With "momentum", how much of the mean stays at a step, in [0, 1).
-        distribution: How s_i is shared out over layers; see `sparsejax.layer_counts`.
-        sparsity_schedule: Instead of the cubic, a function of the step.
-        prune_rate_schedule: Instead of the cosine, a function of the step.
+        grow: What grows, of `sparsejax.scores`: `gradient`, `random`,
+            `momentum(decay)`, `mean_gradient(steps)`, or any other score.
+        distribution: Of s_i over layers; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of dense or random ones.
         seed: Seed of the random masks and of random growth.
@@ -106,50 +108,37 @@ def granet_transform(
         ...     optax.sgd(0.1, momentum=0.9, nesterov=True), total_steps=56_320,
         ...     end_step=28_160, update_interval=1000, final_sparsity=0.95)
     """
-    cubic = cubic_sparsity(initial_sparsity, final_sparsity, begin_step, end_step)
-    cosine = cosine_prune_rate(
-        prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
-    )
-    is_periodic = every(update_interval, begin_step)
     check_within("end_step", end_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
-    check_distribution(distribution)
-    check_choice("scope", scope, SCOPES)
-    plan = PrunePlan(
-        sparsity_schedule or cubic, begin_step, end_step, update_interval, scope
+    check_within("update_interval", update_interval, total_steps, 1)
+    stop = stop_at(stop_step, total_steps)
+    s = as_schedule(
+        "final_sparsity",
+        NOMINAL if final_sparsity is None else final_sparsity,
+        check_sparsity,
+        lambda s_f: cubic_sparsity(initial_sparsity, s_f, begin_step, end_step),
     )
-    rate_at = prune_rate_schedule or cosine
-    is_update_step = lambda step: is_periodic(step) | (step == end_step)
-    growth = growth_by(
-        grow,
-        is_update_step,
-        update_interval,
-        gradient_steps=gradient_steps,
-        momentum=momentum,
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: cosine_prune_rate(r_0, total_steps, FINAL_PRUNE_RATE),
     )
+    on_grid, s_f = every(update_interval, begin_step), s(end_step)
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        rate = rate_at(now.step)
-        if stop_step is not None:
-            rate = jnp.where(now.step <= stop_step, rate, 0.0)
-        # 1. and 2. both drop the weights of smallest magnitude: what a layer keeps in
-        # the end are its largest, and 1. only says how many are active.
-        return exchange(
-            drop_score=now.params,
-            grow_score=growth.score(now, now.masks),
-            masks=now.masks,
-            fraction=rate,
-            key=scores.rank_of_magnitude,
-            counts=counts_of_plan(now, plan),
-        )
+    def regenerated(t: Any) -> Any:
+        return jnp.where(on_grid(t) & (t <= stop), r(t), 0.0)
 
     method = Method(
-        init=lambda key, params, rules: first_masks(
-            key, params, rules, plan, initial_sparsity, distribution
+        first=gradual_start(
+            initial_sparsity,
+            None if final_sparsity is None else s_f,
+            distribution,
+            default=NOMINAL,
         ),
-        update=update,
-        is_update_step=is_update_step,
-        memory=growth.memory,
+        update=chain(
+            prune(magnitude, to=s, scope=scope, final=s_f),
+            drop_and_grow(drop=magnitude, grow=grow, fraction=regenerated),
+        ),
+        when=lambda t: on_grid(t) | (t == end_step),
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

@@ -1,4 +1,4 @@
-"""ITOP, in-time over-parameterization: exchange much and seldom, to the end of the run.
+"""ITOP, in-time over-parameterization: large and rare updates, to the end of the run.
 
 Liu et al., "Do We Actually Need Dense Over-Parameterization? In-Time
 Over-Parameterization in Sparse Training", arXiv 2102.02887. A sparse network does as
@@ -18,20 +18,22 @@ then R_s is `sj.itop_rate([explored])`. The image experiments record it.
 
 What differs from the authors' code: first masks have exact counts instead of Bernoulli
 ones; ties are broken by position, so that counts are exact; weights and gradients are
-those of the same step; a weight dropped and grown in one update restarts from zero.
+those of the same step. A weight that is dropped and chosen again goes on with its
+value, as there (read in the source).
 """
 
 from typing import Any
 
 import optax
 
-from sparsejax.checks import check_choice
+from sparsejax.chain import ScoreLike, drop_and_grow
+from sparsejax.checks import check_fraction
 from sparsejax.distributions import Distribution
-from sparsejax.methods.constant import exchange_by, steps_until, train_at
-from sparsejax.methods.growth import growth_by
+from sparsejax.methods.start import start_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate
-from sparsejax.transform import SparseTransformation
+from sparsejax.schedules import Setting, as_schedule, cosine_prune_rate
+from sparsejax.scores import gradient, magnitude
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 FINAL_PRUNE_RATE = 0.005
 
@@ -42,13 +44,11 @@ def itop_transform(
     sparsity: float | None = None,
     total_steps: int,
     update_interval: int,
-    grow: str = "gradient",
-    prune_rate: float = 0.5,
+    grow: ScoreLike = gradient,
+    prune_rate: Setting = 0.5,
     begin_step: int = 0,
     stop_step: int | None = None,
-    gradient_steps: int = 1,
     distribution: Distribution = "erk",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -62,15 +62,14 @@ def itop_transform(
         sparsity: Overall sparsity in [0, 1); leave it out with `masks`.
         total_steps: T, the length of the run; the prune rate decays over all of it.
         update_interval: Steps between updates, at least 1; long ones, see above.
-        grow: "gradient" for RigL-ITOP, "random" for SET-ITOP.
-        prune_rate: r_0 in (0, 1), the fraction of a layer that is exchanged.
+        grow: What grows, of `sparsejax.scores`: `gradient` for RigL-ITOP, `random` for
+            SET-ITOP, `mean_gradient(steps)` for small batches.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is dropped and grown, or
+            a function of the step instead of the cosine.
         begin_step: Updates start after this step.
         stop_step: The last step at which masks change; None for the whole run.
-        gradient_steps: Grow by the mean gradient of the last so many steps, at most
-            `update_interval`; for small batches.
-        distribution: How the sparsity is shared out over layers: "erk", "er",
+        distribution: The sparsity's distribution over layers: "erk", "er",
             "uniform", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the cosine, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of random ones.
         seed: Seed of the random masks and of random growth.
@@ -87,30 +86,15 @@ def itop_transform(
         >>> tx = sj.itop_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=88_000, update_interval=4000)
     """
-    check_choice("grow", grow, ("gradient", "random"))
-    is_update_step = steps_until(
-        stop_step,
-        default=total_steps,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: cosine_prune_rate(r_0, total_steps, FINAL_PRUNE_RATE),
     )
-    cosine = cosine_prune_rate(
-        prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=drop_and_grow(drop=magnitude, grow=grow, fraction=r),
+        when=until(update_interval, begin_step, total_steps, stop_step),
     )
-    rate_at = prune_rate_schedule or cosine
-    growth = growth_by(
-        grow, is_update_step, update_interval, gradient_steps=gradient_steps
-    )
-
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        exchange_by(growth, rate_at),
-        is_update_step,
-        memory=growth.memory,
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
-    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

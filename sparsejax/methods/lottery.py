@@ -61,7 +61,7 @@ def lottery_ticket(
         trained: Parameters at the end of the round.
         start: Parameters to go back to: those at step k; `trained` itself for
             learning-rate rewinding and fine-tuning; new ones for random
-            reinitialisation.
+            reinitialization.
         masks: The masks of the round.
         fraction: Drop ceil(fraction * active) weights, in [0, 1]; 0.2 in the papers.
         keep: Instead: how many weights stay, an int that may be traced; with scope
@@ -104,7 +104,8 @@ def shuffle_masks(key: jax.Array, masks: PyTree) -> PyTree:
     """
     everywhere = map_masked(jnp.ones_like, masks)
     counts = count_active(masks, "layer")
-    return top_k_mask(scores.random(key, everywhere), counts, scope="layer")
+    drawn = scores.random_scores(key, everywhere)
+    return top_k_mask(drawn, counts, scope="layer", rank=scores.as_it_is)
 
 
 def lottery_counts(

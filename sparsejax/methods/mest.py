@@ -16,8 +16,9 @@ and 90 %: r = 0.2, 0.1, 0; EM&S grows to 85, 87.5 and 90 %: r = 0.5, 0.25, 0. Up
 are five epochs apart. lambda is 0 in their code where it is not set.
 
 What differs from the authors' code: counts are exact; EM&S, whose first update is there
-at step 0, starts at its budget; a weight dropped and grown in one update restarts from
-zero. Their blocks and patterns, and the removal of easy examples, are not here.
+at step 0, starts at its budget. A weight dropped and grown in one update restarts from
+0, as there (read in the source), and so does its momentum, which goes on there. Their
+blocks and patterns, and the removal of easy examples, are not here.
 """
 
 from typing import Any
@@ -26,20 +27,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax import scores
-from sparsejax.checks import (
-    check_fraction,
-    is_traced,
-)
+from sparsejax.chain import chain, drop, grow, prune
+from sparsejax.checks import check_fraction, check_range, check_step
 from sparsejax.counts import drop_count
 from sparsejax.distributions import Distribution
 from sparsejax.masks import count_active, counts_by_rule
-from sparsejax.methods.constant import steps_until, train_at
+from sparsejax.methods.start import start_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule
-from sparsejax.topology import TopologyUpdate, exchange, prune_by_score, refill
-from sparsejax.transform import Snapshot, SparseTransformation
-from sparsejax.trees import is_left_dense, map_masked
+from sparsejax.schedules import Setting, as_schedule
+from sparsejax.scores import Context, finite, random
+from sparsejax.transform import Method, SparseTransformation, sparsify
+from sparsejax.trees import map_masked, mask_leaves
 
 PyTree = Any
 
@@ -51,12 +49,11 @@ def mest_transform(
     total_steps: int,
     update_interval: int,
     soft_bound: bool = False,
-    prune_rate: float = 0.2,
+    prune_rate: Setting = 0.2,
     gradient_weight: float = 0.0,
     begin_step: int = 0,
     stop_step: int | None = None,
     distribution: Distribution = "uniform",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -72,15 +69,15 @@ def mest_transform(
         total_steps: The length of the run.
         update_interval: Steps between updates, at least 1.
         soft_bound: False for EM, True for EM&S.
-        prune_rate: r_0 in (0, 1): the fraction of a layer that is exchanged, or that it
-            may hold above its budget.
+        prune_rate: r_0 in (0, 1): the fraction of a layer that is dropped and grown, or
+            that it may hold above its budget; a function of the step instead of the
+            stages.
         gradient_weight: lambda, at least 0.
         begin_step: Updates start after this step.
         stop_step: The last step at which masks change; None for the whole run. With
             `soft_bound` and a stop before r is 0, the run ends above its budget.
-        distribution: How the sparsity is shared out over layers: "uniform", "erk",
-            "er", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the stages, a function of the step.
+        distribution: The sparsity's distribution over layers: "uniform", "erk", "er",
+            or a function; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of random ones; their counts are the budget.
         seed: Seed of the random masks and of random growth.
@@ -97,64 +94,53 @@ def mest_transform(
         >>> tx = sj.mest_transform(optax.sgd(0.1), sparsity=0.9, total_steps=10_000,
         ...                        update_interval=500, soft_bound=True, prune_rate=0.5)
     """
-    check_fraction("prune_rate", prune_rate)
-    if not is_traced(gradient_weight) and not 0 <= gradient_weight < float("inf"):
-        raise ValueError(
-            f"gradient_weight must be a finite number of at least 0; got "
-            f"{gradient_weight}."
-        )
-    is_update_step = steps_until(
-        stop_step,
-        default=total_steps,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    check_range(
+        "gradient_weight",
+        gradient_weight,
+        lambda a: 0 <= a < float("inf"),
+        "a finite number of at least 0",
     )
-
+    check_step("total_steps", total_steps, 1)
     # Rounded up: the first steps of the second and of the last stage.
     second, last = -(-total_steps * 9 // 16), -(-total_steps * 3 // 4)
-
-    def staged(step: Any) -> Any:
-        return prune_rate / 2 * (1.0 * (step < second) + 1.0 * (step < last))
-
-    rate_at = prune_rate_schedule or staged
-
-    def score(now: Snapshot) -> PyTree:
-        def at_leaf(mask: jax.Array, weight: jax.Array, grad: jax.Array) -> jax.Array:
-            size, slope = (jnp.abs(x.astype(jnp.float32)) for x in (weight, grad))
-            return scores.finite(size + gradient_weight * slope)
-
-        return map_masked(at_leaf, now.masks, now.params, now.grads)
-
-    def budgets(now: Snapshot) -> PyTree:
-        if masks is None:
-            return counts_by_rule(now.params, now.rules, sparsity, distribution)
-        return jax.tree.map(_count_layers, masks, now.masks, is_leaf=is_left_dense)
-
-    def update(now: Snapshot) -> TopologyUpdate:
-        rate, chance = rate_at(now.step), scores.random(now.key, now.masks)
-        if not soft_bound:
-            return exchange(score(now), chance, now.masks, rate)
-        budget = budgets(now)
-        kept = prune_by_score(score(now), now.masks, keep=budget, scope="layer")
-        return refill(chance, kept, jax.tree.map(lambda n: drop_count(rate, n), budget))
-
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        update,
-        is_update_step,
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: lambda t: r_0 / 2 * (1.0 * (t < second) + 1.0 * (t < last)),
     )
 
+    def score(ctx: Context) -> PyTree:
+        def at_leaf(mask: jax.Array, weight: jax.Array, grad: jax.Array) -> jax.Array:
+            size, slope = (jnp.abs(x.astype(jnp.float32)) for x in (weight, grad))
+            return finite(size + gradient_weight * slope)
 
-def _count_layers(mask: Any, layers: Any) -> Any:
-    """Counts a mask, or each slice of one that the update sees as several layers."""
-    if is_left_dense(mask):
-        return mask
-    if isinstance(layers, tuple):
-        return tuple(count_active(layer) for layer in mask)
-    return count_active(mask)
+        return map_masked(at_leaf, ctx.masks, ctx.params, ctx.grads)
+
+    def budget(ctx: Context) -> PyTree:
+        if masks is None:
+            return counts_by_rule(ctx.params, ctx.rules, sparsity, distribution)
+        counts = [_count_of_layer(masks, path) for path in mask_leaves(ctx.masks)]
+        return jax.tree.unflatten(jax.tree.structure(ctx.masks), counts)
+
+    def mutants(ctx: Context) -> PyTree:
+        return map_masked(
+            lambda rule, n: drop_count(r(ctx.step), n), ctx.rules, budget(ctx)
+        )
+
+    em = chain(drop(score, fraction=r), grow(random))
+    mutate = grow(random, count=mutants)._replace(settings=(r,))
+    em_and_s = chain(prune(score, keep=budget), mutate)
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=em_and_s if soft_bound else em,
+        when=until(update_interval, begin_step, total_steps, stop_step),
+    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
+
+
+def _count_of_layer(masks: PyTree, path: str) -> jax.Array:
+    """Counts a mask, or the slice of one that the chain sees as a layer of its own."""
+    at = mask_leaves(masks)
+    stack, _, i = path.rpartition("/")
+    return count_active(at[path] if path in at else at[stack][int(i)])

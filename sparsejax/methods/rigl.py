@@ -7,23 +7,28 @@ grown, with
 
     r(t) = r_0 (1 + cos(pi t / T_end)) / 2.
 
-With small batches the gradient of one is noisy: `gradient_steps` ranks by the mean
-gradient over the last steps up to the update, which is not in the paper.
+A weight that is dropped and chosen again goes on with its value, as in the official TF
+code (`reinit_when_same=False`, read in its source). With small batches the gradient of
+one is noisy: `grow=mean_gradient(steps)` ranks by the mean gradient over the steps up
+to the update, which is not in the paper.
 
 What differs from the official code: on update steps, which it spends on the masks
-alone, the kept weights take their optimizer step too; |w| gets no noise against ties.
+alone, the weights that go on take their optimizer step too; |w| gets no noise against
+ties; ceil(r n) weights are dropped, not floor(r n); the first update is not at step 0.
 """
 
 from typing import Any
 
 import optax
 
+from sparsejax.chain import ScoreLike, drop_and_grow
+from sparsejax.checks import check_fraction, check_step
 from sparsejax.distributions import Distribution
-from sparsejax.methods.constant import exchange_by, steps_until, train_at
-from sparsejax.methods.growth import growth_by
+from sparsejax.methods.start import start_at, stop_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate
-from sparsejax.transform import SparseTransformation
+from sparsejax.schedules import Setting, as_schedule, cosine_prune_rate
+from sparsejax.scores import gradient, magnitude
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 
 def rigl_transform(
@@ -32,12 +37,11 @@ def rigl_transform(
     sparsity: float | None = None,
     total_steps: int,
     update_interval: int,
-    prune_rate: float = 0.3,
+    prune_rate: Setting = 0.3,
+    grow: ScoreLike = gradient,
     begin_step: int = 0,
     stop_step: int | None = None,
-    gradient_steps: int = 1,
     distribution: Distribution = "erk",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -51,15 +55,14 @@ def rigl_transform(
         sparsity: Overall sparsity in [0, 1); leave it out with `masks`.
         total_steps: The length of the run.
         update_interval: Steps between updates, at least 1; 100 in the paper.
-        prune_rate: r_0 in (0, 1), the fraction of a layer that is exchanged.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is dropped and grown, or
+            a function of the step instead of the cosine.
+        grow: What grows: `sparsejax.scores.gradient`, or `mean_gradient(steps)`.
         begin_step: Updates start after this step.
         stop_step: T_end, the last step at which masks change and where the prune rate
             reaches 0; None for 75 % of the run, as in the paper.
-        gradient_steps: Grow by the mean gradient of the last so many steps, at most
-            `update_interval`; above 1 it takes a float32 for each prunable weight.
-        distribution: How the sparsity is shared out over layers: "erk", "er",
+        distribution: The sparsity's distribution over layers: "erk", "er",
             "uniform", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the cosine, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of random ones.
         seed: Seed of the random masks.
@@ -76,29 +79,17 @@ def rigl_transform(
         >>> tx = sj.rigl_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=32_000, update_interval=100)
     """
-    three_quarters = max(total_steps * 3 // 4, 1)
-    is_update_step = steps_until(
-        stop_step,
-        default=three_quarters,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    check_step("total_steps", total_steps, 1)
+    T_end = stop_at(stop_step, total_steps * 3 // 4)
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: cosine_prune_rate(r_0, T_end),
     )
-    end = three_quarters if stop_step is None else stop_step
-    cosine = cosine_prune_rate(prune_rate, end)
-    rate_at = prune_rate_schedule or cosine
-    growth = growth_by(
-        "gradient", is_update_step, update_interval, gradient_steps=gradient_steps
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=drop_and_grow(drop=magnitude, grow=grow, fraction=r),
+        when=until(update_interval, begin_step, total_steps, T_end),
     )
-
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        exchange_by(growth, rate_at),
-        is_update_step,
-        memory=growth.memory,
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
-    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

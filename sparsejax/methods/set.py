@@ -3,7 +3,9 @@
 Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
 connectivity inspired by network science", 2018. From random Erdos-Renyi masks, at a
 sparsity that stays, at each update step to the end of the run: in each layer the
-fraction zeta of smallest |w| is dropped and as many are grown at random.
+fraction zeta of smallest |w| is dropped and as many are grown at random. What is
+dropped and grown again restarts from 0, as in the authors' Keras code (read in its
+source); RigL's TF version of SET lets it go on.
 
 What differs from the paper: it drops the smallest positive and the largest negative
 weights, which is smallest |w| but for the balance of signs.
@@ -13,12 +15,14 @@ from typing import Any
 
 import optax
 
+from sparsejax.chain import chain, drop, grow
+from sparsejax.checks import check_fraction
 from sparsejax.distributions import Distribution
-from sparsejax.methods.constant import exchange_by, steps_until, train_at
-from sparsejax.methods.growth import growth_by
+from sparsejax.methods.start import start_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, constant_prune_rate
-from sparsejax.transform import SparseTransformation
+from sparsejax.schedules import Setting, as_schedule, constant_prune_rate
+from sparsejax.scores import magnitude, random
+from sparsejax.transform import Method, SparseTransformation, sparsify
 
 
 def set_transform(
@@ -27,11 +31,10 @@ def set_transform(
     sparsity: float | None = None,
     total_steps: int,
     update_interval: int,
-    prune_rate: float = 0.3,
+    prune_rate: Setting = 0.3,
     begin_step: int = 0,
     stop_step: int | None = None,
     distribution: Distribution = "er",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -45,12 +48,12 @@ def set_transform(
         sparsity: Overall sparsity in [0, 1); leave it out with `masks`.
         total_steps: The length of the run.
         update_interval: Steps between updates, at least 1; an epoch in the paper.
-        prune_rate: zeta in (0, 1), the fraction of a layer that is exchanged.
+        prune_rate: zeta in (0, 1), the fraction of a layer that is dropped and grown, a
+            number or a function of the step.
         begin_step: Updates start after this step.
         stop_step: The last step at which masks change; None for the whole run.
-        distribution: How the sparsity is shared out over layers: "er", "erk",
+        distribution: The sparsity's distribution over layers: "er", "erk",
             "uniform", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the constant, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of random ones.
         seed: Seed of the random masks and of random growth.
@@ -67,24 +70,10 @@ def set_transform(
         >>> tx = sj.set_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=500)
     """
-    is_update_step = steps_until(
-        stop_step,
-        default=total_steps,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    zeta = as_schedule("prune_rate", prune_rate, check_fraction, constant_prune_rate)
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=chain(drop(magnitude, fraction=zeta), grow(random)),
+        when=until(update_interval, begin_step, total_steps, stop_step),
     )
-    constant = constant_prune_rate(prune_rate)
-    rate_at = prune_rate_schedule or constant
-    growth = growth_by("random", is_update_step, update_interval)
-
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        exchange_by(growth, rate_at),
-        is_update_step,
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
-    )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

@@ -19,8 +19,8 @@ instead of 99 %; as many are grown as were dropped at each update, so that no re
 is made up for later; layers that are nearly dense are pruned like the others; M is the
 method's own, so that any optimizer can be wrapped (the code takes the optimizer's
 momentum, and with Adam that over the root of the second moment); first masks have exact
-counts; weights and gradients are those of the same step; a weight dropped and grown in
-one update restarts from zero.
+counts; weights and gradients are those of the same step. A weight that is dropped and
+chosen again goes on with its value, as there (read in the source).
 """
 
 from typing import Any
@@ -30,17 +30,20 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.counts import share_out
+from sparsejax.chain import Element, drop
+from sparsejax.checks import check_fraction
+from sparsejax.counts import apportion
 from sparsejax.distributions import Distribution
 from sparsejax.masks import count_active
-from sparsejax.methods.constant import steps_until, train_at
-from sparsejax.methods.growth import momentum_memory
+from sparsejax.methods.start import start_at, until
 from sparsejax.parameters import Prunable
-from sparsejax.schedules import Schedule, cosine_prune_rate
-from sparsejax.topology import TopologyUpdate, prune_magnitude, refill
-from sparsejax.transform import Snapshot, SparseTransformation
+from sparsejax.schedules import Setting, as_schedule, cosine_prune_rate
+from sparsejax.scores import Context
+from sparsejax.topology import regrow_by_score
+from sparsejax.transform import Method, SparseTransformation, sparsify
 from sparsejax.trees import map_masked
 
+PyTree = Any
 FINAL_PRUNE_RATE = 0.005
 
 
@@ -50,12 +53,11 @@ def snfs_transform(
     sparsity: float | None = None,
     total_steps: int,
     update_interval: int,
-    prune_rate: float = 0.5,
+    prune_rate: Setting = 0.5,
     momentum: float = 0.9,
     begin_step: int = 0,
     stop_step: int | None = None,
     distribution: Distribution = "uniform",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -69,18 +71,18 @@ def snfs_transform(
         sparsity: Overall sparsity in [0, 1); leave it out with `masks`.
         total_steps: T, the length of the run; the prune rate decays over all of it.
         update_interval: Steps between updates, at least 1; an epoch in the paper.
-        prune_rate: r_0 in (0, 1), the fraction of a layer that is dropped.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is dropped, or a
+            function of the step instead of the cosine.
         momentum: alpha in [0, 1), of the method's own running mean of gradients, which
-            it keeps beside the optimizer's: a float32 for each prunable weight.
+            it keeps next to the optimizer's: a float32 for each prunable weight.
         begin_step: Updates start after this step.
         stop_step: The last step at which masks change; None for the whole run.
-        distribution: How the sparsity is shared out over layers at first: "uniform",
-            "erk", "er", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the cosine, a function of the step.
+        distribution: The first masks' distribution over layers: "uniform", "erk", "er",
+            or a function; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`. A layer of fixed
             sparsity starts there and takes part in the redistribution.
         masks: Masks to start from instead of random ones.
-        seed: Seed of the random masks.
+        seed: Seed of the random masks and of ties in growth.
 
     Returns:
         The wrapped optimizer; see `sparsejax.sparsify`.
@@ -94,45 +96,34 @@ def snfs_transform(
         >>> tx = sj.snfs_transform(
         ...     optax.sgd(0.1), sparsity=0.9, total_steps=10_000, update_interval=390)
     """
-    is_update_step = steps_until(
-        stop_step,
-        default=total_steps,
-        total_steps=total_steps,
-        begin_step=begin_step,
-        update_interval=update_interval,
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: cosine_prune_rate(r_0, total_steps, FINAL_PRUNE_RATE),
     )
-    cosine = cosine_prune_rate(
-        prune_rate, total_steps, min(FINAL_PRUNE_RATE, prune_rate)
-    )
-    rate_at = prune_rate_schedule or cosine
+    M = scores.momentum(momentum)
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        size_of_momentum = scores.magnitude(now.memory.slots["momentum"], now.masks)
-        kept = prune_magnitude(
-            now.params, now.masks, fraction=rate_at(now.step), scope="layer"
-        )
+    def update(ctx: Context) -> PyTree:
+        masks, rank = ctx.masks, scores.rank_of_magnitude
+        kept = drop(scores.magnitude, fraction=r).apply(ctx)  # 1.
         left = count_active(kept, "layer")
-        counts = share_out(
-            total=count_active(now.masks) - count_active(kept),
-            shares=map_masked(_mean_of_active, now.masks, size_of_momentum),
+        counts = apportion(  # 2.
+            total=count_active(masks) - count_active(kept),
+            shares=map_masked(_mean_of_active, masks, ctx.memory),
             room=map_masked(lambda mask, n: mask.size - n, kept, left),
         )
-        return refill(size_of_momentum, kept, counts)
+        return regrow_by_score(ctx.memory, kept, counts, rank=rank, key=ctx.key)  # 3.
 
-    return train_at(
-        inner,
-        sparsity,
-        distribution,
-        update,
-        is_update_step,
-        memory=momentum_memory(momentum),
-        prunable=prunable,
-        masks=masks,
-        seed=seed,
+    method = Method(
+        first=start_at(sparsity, distribution, masks, prunable),
+        update=Element(update, M.init, M.update, settings=(r,)),
+        when=until(update_interval, begin_step, total_steps, stop_step),
     )
+    return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
-def _mean_of_active(mask: jax.Array, score: jax.Array) -> jax.Array:
-    """The mean score of a layer's active weights; 0 for a layer without any."""
-    total = jnp.sum(jnp.where(mask, score, 0), dtype=jnp.float32)
+def _mean_of_active(mask: jax.Array, momentum: jax.Array) -> jax.Array:
+    """The mean |M| of a layer's active weights; 0 for a layer without any."""
+    total = jnp.sum(jnp.where(mask, jnp.abs(momentum), 0), dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(mask), 1)

@@ -17,7 +17,7 @@ started from and of the learning rates: it is measured, never set. In the offici
 configuration for ResNet-50 on ImageNet at 90.23 % sparsity, s starts at -3200 (where g
 and g' are exactly 0 in float32, so that decay alone moves it) and the decay is 2.25e-5.
 
-Unlike the other methods this is no wrapped optimizer but a parametrisation: three pure
+Unlike the other methods this is no wrapped optimizer but a parametrization: three pure
 functions, and any optax optimizer on {"weights": params, "thresholds": thresholds}.
 
     def loss(trained, batch):
@@ -44,7 +44,7 @@ PyTree = Any
 def init_thresholds(
     params: PyTree, prunable: Prunable = None, initial: float = -3200.0
 ) -> PyTree:
-    """Gives each prunable layer the threshold parameter s that it starts from.
+    """Returns for each prunable layer the threshold parameter s that it starts from.
 
     Args:
         params: Parameters; only their shapes matter.

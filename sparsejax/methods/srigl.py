@@ -9,20 +9,21 @@ n = ceil(r K):
 2. a neuron with fewer than max(1, floor(gamma k)) salient weights is ablated, its mask
    emptied; at least so many neurons stay that the budget still fits in them;
 3. those that stay have the new fan-in k' = floor(budget / active neurons);
-4. of the K - n largest |w|, each active neuron keeps at most its k' largest;
+4. of the K - n largest |w| of active neurons, each keeps at most its k' largest;
 5. each active neuron grows weights of largest |dL/dw| up to k'.
 
 The budget B is the layer's share of the sparsity, and k = floor(B / neurons). So a
 layer holds exactly k' * active neurons weights: less than one a neuron below B. Neurons
 are judged anew at each update: an ablated one comes back where its gradients are
-salient. A neuron is an entry of a kernel's last axis; see `sparsejax.patterns`.
+salient. A neuron is an output of a kernel; see `LayerRule` for its axes.
 
 A layer without sparsity is left alone, as in the official code. What differs from it:
 |w| is ranked among active weights alone; step 4 keeps a neuron's largest |w|, not its
 first; where the budget sets how many neurons stay, exactly the best are taken, not
-their ties; a weight dropped and grown in one update restarts from zero; on update
-steps kept weights take their optimizer step too, and only the slots of weights that
-are inactive or grown are reset, not all momentum; n is rounded up, not down.
+their ties; on update steps weights that go on take their optimizer step too, and only
+the optimizer state of weights that are inactive or new is reset, not all momentum; n is
+rounded up, not down. A weight that is dropped and chosen again goes on with its value,
+as there (read in the source).
 """
 
 import re
@@ -34,16 +35,23 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_sparsity, check_stop, check_within
+from sparsejax.chain import Element
+from sparsejax.checks import check_fraction, check_range, check_step
 from sparsejax.counts import drop_count
 from sparsejax.distributions import Distribution, check_distribution
 from sparsejax.masks import counts_by_rule
-from sparsejax.parameters import Prunable
-from sparsejax.patterns import count_per_neuron, fan_in, top_k_per_neuron
-from sparsejax.schedules import Schedule, cosine_prune_rate, every
+from sparsejax.methods.start import stop_at, until
+from sparsejax.parameters import LayerRule, Prunable
+from sparsejax.patterns import (
+    by_neuron,
+    count_per_neuron,
+    from_neurons,
+    top_k_per_neuron,
+)
+from sparsejax.schedules import Setting, as_schedule, cosine_prune_rate
+from sparsejax.scores import Context
 from sparsejax.selection import top_k_mask
-from sparsejax.topology import TopologyUpdate
-from sparsejax.transform import Method, Snapshot, SparseTransformation, sparsify
+from sparsejax.transform import Method, SparseTransformation, sparsify
 from sparsejax.trees import map_masked, mask_leaves
 
 PyTree = Any
@@ -52,16 +60,15 @@ PyTree = Any
 def srigl_transform(
     inner: optax.GradientTransformation,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     total_steps: int,
     update_interval: int,
-    prune_rate: float = 0.3,
+    prune_rate: Setting = 0.3,
     ablation_threshold: float = 0.3,
     keep_neurons: Sequence[str] | None = None,
     begin_step: int = 0,
     stop_step: int | None = None,
     distribution: Distribution = "erk",
-    prune_rate_schedule: Schedule | None = None,
     prunable: Prunable = None,
     masks: Any = None,
     seed: int = 0,
@@ -72,12 +79,14 @@ def srigl_transform(
 
     Args:
         inner: The optimizer to wrap.
-        sparsity: Overall sparsity in [0, 1). Fan-ins are whole numbers: what is
-            realised is sparser by less than one weight a neuron.
+        sparsity: Overall sparsity in [0, 1); leave it out where `prunable` fixes that
+            of every layer. Fan-ins are whole numbers: what is realized is sparser by
+            less than one weight a neuron.
         total_steps: The length of the run.
         update_interval: Steps between updates, at least 1; 100 in the official code
             for CIFAR.
-        prune_rate: r_0 in (0, 1), the fraction of a layer that is exchanged.
+        prune_rate: r_0 in (0, 1), the fraction of a layer that is dropped and grown, or
+            a function of the step instead of the cosine.
         ablation_threshold: gamma in [0, 1], the share of its fan-in that must be
             salient for a neuron to stay; 0 ablates none.
         keep_neurons: Regexes; a layer whose path one of them is found in
@@ -86,9 +95,8 @@ def srigl_transform(
         begin_step: Updates start after this step.
         stop_step: T_end, the last step at which masks change and where the prune rate
             reaches 0; None for 75 % of the run.
-        distribution: How the sparsity is shared out over layers: "erk", "er",
+        distribution: The sparsity's distribution over layers: "erk", "er",
             "uniform", or a function; see `sparsejax.layer_counts`.
-        prune_rate_schedule: Instead of the cosine, a function of the step.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to start from instead of random ones; the first update gives them
             the fan-in of `sparsity`.
@@ -111,80 +119,90 @@ def srigl_transform(
         >>> sj.get_masks(state)["body"].sum(axis=0).tolist()
         [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
     """
-    check_sparsity("sparsity", sparsity)
     check_distribution(distribution)
-    is_periodic = every(update_interval, begin_step)
-    check_within("begin_step", begin_step, total_steps)
-    check_within("update_interval", update_interval, total_steps)
-    check_stop(stop_step)
+    check_step("total_steps", total_steps, 1)
     _check_ablation(ablation_threshold, keep_neurons)
-    end = max(total_steps * 3 // 4, 1) if stop_step is None else stop_step
-    cosine = cosine_prune_rate(prune_rate, end)
-    rate_at = prune_rate_schedule or cosine
+    T_end = stop_at(stop_step, total_steps * 3 // 4)
+    r = as_schedule(
+        "prune_rate",
+        prune_rate,
+        check_fraction,
+        lambda r_0: cosine_prune_rate(r_0, T_end),
+    )
 
-    def budgets_of(params: PyTree, rules: PyTree) -> PyTree:
-        budgets = counts_by_rule(params, rules, sparsity, distribution)
-        _check_fan_in(map_masked(lambda _, w: w.shape[-1], rules, params), budgets)
-        return budgets
+    def budgets(params: PyTree, rules: PyTree) -> PyTree:
+        found = counts_by_rule(params, rules, sparsity, distribution)
+        map_masked(_check_fan_in, rules, _paths(rules), params, found)
+        return found
 
-    def init(key: jax.Array, params: PyTree, rules: PyTree) -> PyTree:
+    def first(key: jax.Array, params: PyTree, rules: PyTree) -> PyTree:
+        _gammas(rules, ablation_threshold, keep_neurons)
+
+        def at_layer(
+            rule: LayerRule, w: jax.Array, score: jax.Array, B: int
+        ) -> jax.Array:
+            score = by_neuron(score, rule)
+            k = B // score.shape[-1]
+            mask = top_k_per_neuron(score, k, jnp.ones(score.shape, bool))
+            return from_neurons(mask, rule, w.shape)
+
         everything = map_masked(lambda _, w: jnp.ones(w.shape, bool), rules, params)
-        _gammas(everything, ablation_threshold, keep_neurons)
-        return map_masked(
-            lambda mask, budget, score: top_k_per_neuron(
-                score, budget // mask.shape[-1], mask
-            ),
-            everything,
-            budgets_of(params, rules),
-            scores.random(key, everything),
-        )
+        drawn = scores.random_scores(key, everything)
+        return map_masked(at_layer, rules, params, drawn, budgets(params, rules))
 
-    def update(now: Snapshot) -> TopologyUpdate:
-        kept_and_grown = map_masked(
-            lambda mask, w, g, budget, gamma: _update_layer(
-                mask, w, g, budget, gamma, rate_at(now.step)
-            ),
-            now.masks,
-            scores.magnitude(now.params, now.masks),
-            scores.magnitude(now.grads, now.masks),
-            budgets_of(now.params, now.rules),
-            _gammas(now.masks, ablation_threshold, keep_neurons),
+    def update(ctx: Context) -> PyTree:
+        def at_layer(
+            rule: LayerRule, mask: Any, w: Any, g: Any, B: int, gamma: float
+        ) -> jax.Array:
+            known = mask, scores.absolute(w), scores.absolute(g)
+            mask_of, w_of, g_of = (by_neuron(leaf, rule) for leaf in known)
+            after = _update(mask_of, w_of, g_of, B, gamma, r(ctx.step))
+            return from_neurons(after, rule, mask.shape)
+
+        return map_masked(
+            at_layer,
+            ctx.rules,
+            ctx.masks,
+            ctx.params,
+            ctx.grads,
+            budgets(ctx.params, ctx.rules),
+            _gammas(ctx.rules, ablation_threshold, keep_neurons),
         )
-        kept, grown = (
-            map_masked(lambda mask, pair, i=i: pair[i], now.masks, kept_and_grown)
-            for i in range(2)
-        )
-        return TopologyUpdate.of(kept, grown)
 
     method = Method(
-        init=init,
-        update=update,
-        is_update_step=lambda step: is_periodic(step) & (step <= end),
+        first=first,
+        update=Element(update, settings=(r,)),
+        when=until(update_interval, begin_step, total_steps, T_end),
     )
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)
 
 
-def _update_layer(
-    mask: jax.Array, w: jax.Array, g: jax.Array, budget: int, gamma: float, rate: Any
-) -> tuple[jax.Array, jax.Array]:
-    """What one layer keeps and grows, in the steps of the paper."""
-    if budget == mask.size:
-        return mask, ~mask  # dense, even if it was given masks to start from
-    count = jnp.sum(mask, dtype=jnp.int32)
-    n = drop_count(rate, count)
-    largest = top_k_mask(w, count - n, among=mask)
+def _update(
+    mask: jax.Array, w: jax.Array, g: jax.Array, B: int, gamma: float, rate: Any
+) -> jax.Array:
+    """The new mask [fan-in, neurons] of one layer, in the steps of the paper."""
+    fan_in, neurons = mask.shape
+    if mask.size == B:
+        return jnp.ones_like(mask)  # dense, even if it was given masks to start from
+    K = jnp.sum(mask, dtype=jnp.int32)
+    n = drop_count(rate, K)
 
-    active = jnp.ones(mask.shape[-1], bool)
+    active = jnp.ones(neurons, bool)
     if gamma > 0:
-        salient = count_per_neuron(largest | top_k_mask(g, n))
-        least_salient = max(1, int(gamma * (budget // mask.shape[-1])))
-        least_neurons = -(-budget // fan_in(mask.shape))
-        active = (salient >= least_salient) | top_k_mask(salient, least_neurons)
+        salient = top_k_mask(w, K - n, among=mask) | top_k_mask(g, n)  # 1.
+        salient_of = count_per_neuron(salient)
+        enough = salient_of >= max(1, int(gamma * (B // neurons)))
+        active = enough | top_k_mask(salient_of, -(-B // fan_in))  # 2.
 
-    new_fan_in = budget // jnp.sum(active, dtype=jnp.int32)
-    kept = top_k_per_neuron(w, new_fan_in, largest & active)
+    new_fan_in = B // jnp.sum(active, dtype=jnp.int32)  # 3.
+    largest = top_k_mask(w, K - n, among=mask & active[None])
+    kept = top_k_per_neuron(w, new_fan_in, largest)  # 4.
     missing = new_fan_in - count_per_neuron(kept)
-    return kept, top_k_per_neuron(g, missing, ~kept & active)
+    return kept | top_k_per_neuron(g, missing, ~kept & active[None])  # 5.
+
+
+def _paths(rules: PyTree) -> PyTree:
+    return jax.tree.unflatten(jax.tree.structure(rules), list(mask_leaves(rules)))
 
 
 def _gammas(masks: PyTree, gamma: float, keep_neurons: Sequence[str] | None) -> PyTree:
@@ -204,8 +222,7 @@ def _gammas(masks: PyTree, gamma: float, keep_neurons: Sequence[str] | None) -> 
 
 
 def _check_ablation(gamma: Any, keep_neurons: Any) -> None:
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"ablation_threshold must be in [0, 1]; got {gamma}.")
+    check_range("ablation_threshold", gamma, lambda x: 0 <= x <= 1, "in [0, 1]")
     if gamma > 0 and keep_neurons is None:
         raise ValueError(
             "keep_neurons must name the layers whose neurons are never ablated, such "
@@ -225,13 +242,11 @@ def _check_ablation(gamma: Any, keep_neurons: Any) -> None:
             ) from None
 
 
-def _check_fan_in(neurons: PyTree, budgets: PyTree) -> None:
-    for (path, count), budget in zip(
-        mask_leaves(neurons).items(), jax.tree.leaves(budgets)
-    ):
-        if budget < count:
-            raise ValueError(
-                f"sparsity must leave each neuron a weight; got {budget} active "
-                f"weights for the {count} neurons at {path!r}; lower it, or leave the "
-                "layer out with prunable."
-            )
+def _check_fan_in(rule: LayerRule, path: str, leaf: Any, budget: int) -> None:
+    neurons = jax.eval_shape(lambda x: by_neuron(x, rule), leaf).shape[-1]
+    if budget < neurons:
+        raise ValueError(
+            f"sparsity must leave each neuron a weight; got {budget} active weights "
+            f"for the {neurons} neurons at {path!r}; lower it, or leave the layer out "
+            "with prunable."
+        )

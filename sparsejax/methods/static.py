@@ -4,9 +4,8 @@ from typing import Any
 
 import optax
 
-from sparsejax.checks import check_start
-from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.masks import masks_by_rule
+from sparsejax.distributions import Distribution
+from sparsejax.methods.start import start_at
 from sparsejax.parameters import Prunable
 from sparsejax.transform import Method, SparseTransformation, sparsify
 
@@ -23,12 +22,12 @@ def static_transform(
     """Trains under masks that stay as they were drawn or given.
 
     The baseline of every sparse-training paper, and the way to train under masks found
-    elsewhere, such as by pruning at initialisation.
+    elsewhere, such as by pruning at initialization.
 
     Args:
         inner: The optimizer to wrap.
         sparsity: Overall sparsity in [0, 1) of random masks; leave it out with `masks`.
-        distribution: How the sparsity is shared out over layers: "erk", "er",
+        distribution: The sparsity's distribution over layers: "erk", "er",
             "uniform", or a function; see `sparsejax.layer_counts`.
         prunable: Which leaves get a mask; see `sparsejax.layer_rules`.
         masks: Masks to train under, instead of random ones.
@@ -48,11 +47,5 @@ def static_transform(
         >>> sj.count_active(sj.get_masks(opt_state)).item()
         16
     """
-    check_start(sparsity, masks)
-    check_distribution(distribution)
-    method = Method(
-        init=lambda key, params, rules: masks_by_rule(
-            key, params, rules, sparsity, distribution
-        )
-    )
+    method = Method(first=start_at(sparsity, distribution, masks, prunable))
     return sparsify(inner, method, prunable=prunable, masks=masks, seed=seed)

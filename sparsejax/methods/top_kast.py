@@ -27,8 +27,8 @@ theta lives in the user's `params`, with values outside A, and the network runs 
 
 Chosen here: what the optimizer remembers lives on B alone, as a sparse implementation
 would store it. It is reset when a weight leaves B; a weight that enters B keeps its
-theta and starts as a grown weight does in `sparsejax.slots`. Masks simulate sparsity:
-theta, its gradient and the slots are stored dense.
+theta and starts as a new weight does in `sparsejax.slots`. Masks simulate sparsity:
+theta, its gradient and the optimizer state are stored dense.
 """
 
 from typing import Any, NamedTuple
@@ -38,10 +38,9 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import scores
-from sparsejax.checks import check_sparsity, check_step
+from sparsejax.checks import check_range, check_sparsity, check_step
 from sparsejax.distributions import Distribution, check_distribution
-from sparsejax.inner import masked_update
-from sparsejax.masks import apply_masks, counts_by_rule, difference
+from sparsejax.masks import apply_masks, counts_by_rule
 from sparsejax.parameters import (
     LayerRule,
     Prunable,
@@ -53,11 +52,12 @@ from sparsejax.parameters import (
 from sparsejax.selection import top_k_mask
 from sparsejax.slots import reset_slots
 from sparsejax.trees import (
-    check_fit,
+    fit,
     is_left_dense,
     is_placeholder,
     map_masked,
     merge,
+    own_buffers,
 )
 
 PyTree = Any
@@ -102,7 +102,7 @@ def top_kast_transform(
         update_interval: N, steps between new masks, at least 1.
         exploration: lambda, at least 0: the penalty's gradient is added to the
             gradients, so leave weight decay on these layers out of `inner`.
-        distribution: How both sparsities are shared out over layers: "uniform", "erk",
+        distribution: Of both sparsities over layers: "uniform", "erk",
             "er", or a function; see `sparsejax.layer_counts`.
         prunable: Which leaves get masks; see `sparsejax.layer_rules`.
 
@@ -133,8 +133,9 @@ def top_kast_transform(
             f"network runs on is trained; got {backward_sparsity}."
         )
     check_step("update_interval", update_interval, 1)
-    if not 0 <= exploration < float("inf"):
-        raise ValueError(f"exploration must be 0 or above; got {exploration}.")
+    check_range(
+        "exploration", exploration, lambda x: 0 <= x < float("inf"), "0 or above"
+    )
     check_distribution(distribution)
     inner = optax.with_extra_args_support(inner)
 
@@ -142,7 +143,7 @@ def top_kast_transform(
         """A and B."""
         rules = layer_rules(params, prunable)
         layers, split = split_rules(rules, params), split_layers(params, rules)
-        score = scores.magnitude(split, layers)
+        score = scores.magnitude_scores(split, layers)
         few, more = (
             counts_by_rule(split, layers, s, distribution)
             for s in (sparsity, backward_sparsity)
@@ -155,7 +156,7 @@ def top_kast_transform(
         )
         return forward, backward
 
-    def penalised(grads: PyTree, state: TopKastState, params: PyTree) -> PyTree:
+    def penalized(grads: PyTree, state: TopKastState, params: PyTree) -> PyTree:
         rules = layer_rules(params, prunable)
 
         def add(rule: Any, forward: Any, grad: Any, theta: Any) -> Any:
@@ -171,7 +172,7 @@ def top_kast_transform(
     def init_fn(params: PyTree) -> TopKastState:
         placeholder = is_placeholder(params)
         forward, backward = (params, params) if placeholder else largest(params)
-        return TopKastState(
+        state = TopKastState(
             step=jnp.zeros([], jnp.int32),
             forward=forward,
             backward=backward,
@@ -179,6 +180,7 @@ def top_kast_transform(
                 params if placeholder else apply_masks(params, backward)
             ),
         )
+        return own_buffers(state, others=params)
 
     def update_fn(
         updates: PyTree,
@@ -192,12 +194,17 @@ def top_kast_transform(
                 "params must be given to update, tx.update(grads, state, params): "
                 "masks are taken from the weights; got None."
             )
-        check_fit(state.backward, params)
-        check_fit(state.backward, grads, "grads")
+        fit(state.backward, grads, "grads")
+        state = state._replace(
+            forward=fit(state.forward, params), backward=fit(state.backward, params)
+        )
         if exploration:
-            grads = penalised(grads, state, params)
-        inner_updates, inner_state = masked_update(
-            inner, grads, state.inner_state, params, state.backward, **extra_args
+            grads = penalized(grads, state, params)
+        inner_updates, inner_state = inner.update(
+            apply_masks(grads, state.backward),
+            state.inner_state,
+            apply_masks(params, state.backward),
+            **extra_args,
         )
         moves = apply_masks(inner_updates, state.backward)
         step = optax.safe_increment(state.step)
@@ -208,8 +215,7 @@ def top_kast_transform(
             lambda: (state.forward, state.backward),
         )
         stays = map_masked(jnp.logical_and, state.backward, backward)
-        enters = difference(backward, state.backward)
-        inner_state = reset_slots(inner, inner_state, params, stays, enters, is_due)
+        inner_state = reset_slots(inner, inner_state, params, stays, backward, is_due)
         return moves, TopKastState(step, forward, backward, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -224,7 +230,7 @@ def _density(forward: jax.Array, rule: LayerRule) -> jax.Array:
 
 
 def top_kast_params(params: PyTree, opt_state: PyTree) -> PyTree:
-    """Gives alpha, the sparse parameters that the network runs on.
+    """Returns alpha, the sparse parameters that the network runs on.
 
     Its derivative is that of the identity on B and 0 elsewhere: differentiate the loss
     through it. It serves for evaluation too.
@@ -240,7 +246,7 @@ def top_kast_params(params: PyTree, opt_state: PyTree) -> PyTree:
         ValueError: If there is no such state, or its masks do not fit.
     """
     forward, backward = top_kast_masks(opt_state)
-    check_fit(forward, params)
+    forward, backward = fit(forward, params), fit(backward, params)
 
     def run_on(a: Any, b: Any, theta: Any) -> Any:
         if is_left_dense(a):
@@ -253,7 +259,7 @@ def top_kast_params(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def top_kast_masks(opt_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Finds the masks in an optimizer state, wherever they are nested.
+    """Returns the masks in an optimizer state, wherever they are nested.
 
     Args:
         opt_state: The state of a transformation with `top_kast_transform` in it. With

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_oracles import (
     END,
+    GRADUAL,
     INTERVAL,
     SHAPES,
     SPARSE,
@@ -17,28 +18,22 @@ from test_oracles import (
     ceil,
     compare_with_oracle,
     cosine,
-    cubic,
+    drop,
     drop_and_grow,
-    largest,
+    granet,
+    grow,
+    part_of,
     periodic,
     prune_all_layers_together,
     prune_each_layer,
     random_scores,
-    smallest,
+    size_of,
 )
 
 import sparsejax as sj
 
 PERIODIC = list(range(INTERVAL, STEPS, INTERVAL))
 SIZES = {name: math.prod(shape) for name, shape in SHAPES.items()}
-
-
-def flat(tree, name):
-    return np.asarray(tree[name]).ravel()
-
-
-def size_of(tree):
-    return {name: np.abs(tree[name]) for name in SHAPES}
 
 
 def share(total, wants, rooms):
@@ -64,30 +59,6 @@ def share(total, wants, rooms):
     return {name: counts[name] for name in rooms}
 
 
-def drop(score, mask, counts):
-    """Without so many of the smallest scores of each layer."""
-    after = {}
-    for name in SHAPES:
-        m = flat(mask, name).copy()
-        active = np.flatnonzero(m)
-        m[active[smallest(flat(score, name)[active], counts[name])]] = False
-        after[name] = m.reshape(SHAPES[name])
-    return after
-
-
-def grow(score, mask, counts):
-    """With so many of the largest scores of each layer; and what has come."""
-    after, grown = {}, {}
-    for name in SHAPES:
-        m = flat(mask, name)
-        inactive = np.flatnonzero(~m)
-        come = np.zeros_like(m)
-        come[inactive[largest(flat(score, name)[inactive], counts[name])]] = True
-        after[name] = (m | come).reshape(SHAPES[name])
-        grown[name] = come.reshape(SHAPES[name])
-    return after, grown
-
-
 def count(mask):
     return {name: int(mask[name].sum()) for name in SHAPES}
 
@@ -102,7 +73,7 @@ class Momentum:
             name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()
         }
 
-    def __call__(self, g):
+    def __call__(self, step, g):
         for name in SHAPES:
             old, new = self.mean[name], np.asarray(g[name])
             self.mean[name] = self.alpha * old + (1 - self.alpha) * new
@@ -112,16 +83,15 @@ class Momentum:
 class LastGradients:
     """The mean gradient of the last n steps, none of them before the last update."""
 
-    def __init__(self, n):
-        self.n, self.gradients = n, []
+    def __init__(self, n, is_update):
+        self.n, self.is_update, self.gradients = n, is_update, []
 
-    def __call__(self, g):
+    def __call__(self, step, g):
+        if self.is_update(step - 1):
+            self.gradients = []
         self.gradients.append({name: np.array(g[name]) for name in SHAPES})
         last = self.gradients[-self.n :]
         return {name: np.mean([x[name] for x in last], axis=0) for name in SHAPES}
-
-    def forget(self):
-        self.gradients = []
 
 
 # The methods.
@@ -134,35 +104,20 @@ def itop(score):
         if not periodic(step):
             return None
         scores = size_of(g) if score == "gradient" else random_scores(step)
-        return drop_and_grow(w, scores, mask, cosine(0.5, 0.005, STEPS, step))
+        return [drop_and_grow(w, scores, mask, cosine(0.5, 0.005, STEPS, step))]
 
     return update
 
 
 def rigl_by_mean(n):
-    mean_gradient = LastGradients(n)
+    mean_gradient = LastGradients(n, periodic)
 
     def update(step, w, g, mask):
-        mean = mean_gradient(g)
+        mean = mean_gradient(step, g)
         if not periodic(step) or step > 3 * STEPS // 4:
             return None
-        mean_gradient.forget()
         rate = cosine(0.3, 0.0, 3 * STEPS // 4, step)
-        return drop_and_grow(w, size_of(mean), mask, rate)
-
-    return update
-
-
-def granet(remember, prune=prune_all_layers_together, start=0.0):
-    def update(step, w, g, mask):
-        remembered = remember(g)
-        if not (periodic(step) or step == END):
-            return None
-        if isinstance(remember, LastGradients):
-            remember.forget()
-        pruned = prune(w, mask, cubic(start, 0.9, step))
-        rate = cosine(0.5, 0.005, STEPS, step)
-        return drop_and_grow(w, size_of(remembered), pruned, rate)
+        return [drop_and_grow(w, size_of(mean), mask, rate)]
 
     return update
 
@@ -172,18 +127,18 @@ def snfs(alpha):
     momentum = Momentum(alpha)
 
     def update(step, w, g, mask):
-        size = size_of(momentum(g))
+        size = size_of(momentum(step, g))
         if not periodic(step):
             return None
         rate = cosine(0.5, 0.005, STEPS, step)
-        drops = {name: ceil(rate * n) for name, n in count(mask).items()}
+        drops = part_of(mask, rate)
         importance = {
             name: float(size[name][mask[name]].mean()) if mask[name].any() else 0.0
             for name in SHAPES
         }
         kept = drop(size_of(w), mask, drops)
         rooms = {name: SIZES[name] - n for name, n in count(kept).items()}
-        return grow(size, kept, share(sum(drops.values()), importance, rooms))
+        return [grow(size, kept, share(sum(drops.values()), importance, rooms))]
 
     return update
 
@@ -212,7 +167,7 @@ def dsr(fraction, threshold):
         # The library prefers other places by turning the scores of emptied ones.
         chance = random_scores(step)
         chance = {n: np.where(mask[n], -1 - chance[n], chance[n]) for n in SHAPES}
-        return grow(chance, kept, counts)
+        return [kept, grow(chance, kept, counts)]
 
     return update
 
@@ -233,51 +188,49 @@ def mest(soft_bound, weight):
         drops = changes
         if soft_bound:
             drops = {name: n - budget[name] for name, n in count(mask).items()}
-        return grow(random_scores(step), drop(score, mask, drops), changes)
+        kept = drop(score, mask, drops)
+        return [kept, grow(random_scores(step), kept, changes)]
 
     return update
 
-
-GRADUAL = {
-    "final_sparsity": 0.9,
-    "end_step": END,
-    "update_interval": INTERVAL,
-    "total_steps": STEPS,
-}
 
 # Name: the transform, its settings, the oracle, the updates that change masks.
 EXERCISED = {
     "RigL-ITOP": (sj.itop_transform, SPARSE, lambda: itop("gradient"), PERIODIC),
     "SET-ITOP": (
         sj.itop_transform,
-        SPARSE | {"grow": "random"},
+        SPARSE | {"grow": sj.scores.random},
         lambda: itop("random"),
         PERIODIC,
     ),
     "RigL, mean gradient": (
         sj.rigl_transform,
-        SPARSE | {"gradient_steps": 3},
+        SPARSE | {"grow": sj.scores.mean_gradient(3)},
         lambda: rigl_by_mean(3),
         [step for step in PERIODIC if step < 3 * STEPS // 4],
     ),
     # An update at 35 comes a step after one at 34: its window is one step.
     "GraNet, mean gradient": (
         sj.granet_transform,
-        GRADUAL | {"gradient_steps": 4},
-        lambda: granet(LastGradients(4)),
+        GRADUAL | {"grow": sj.scores.mean_gradient(4)},
+        lambda: granet(
+            prune_all_layers_together,
+            0.0,
+            LastGradients(4, lambda step: periodic(step) or step == END),
+        ),
         sorted([*PERIODIC, END]),
     ),
     "GraNet, momentum": (
         sj.granet_transform,
-        GRADUAL | {"grow": "momentum", "momentum": 0.8, "initial_sparsity": 0.5},
-        lambda: granet(Momentum(0.8), start=0.5),
+        GRADUAL | {"grow": sj.scores.momentum(0.8), "initial_sparsity": 0.5},
+        lambda: granet(prune_all_layers_together, 0.5, Momentum(0.8)),
         sorted([*PERIODIC, END]),
     ),
     "GraNet-uniform": (
         sj.granet_transform,
         GRADUAL
         | {"scope": "layer", "initial_sparsity": 0.4, "distribution": "uniform"},
-        lambda: granet(lambda g: g, prune_each_layer, start=0.4),
+        lambda: granet(prune_each_layer, 0.4),
         sorted([*PERIODIC, END]),
     ),
     "SNFS": (sj.snfs_transform, SPARSE, lambda: snfs(0.9), PERIODIC),
@@ -320,5 +273,5 @@ EXERCISED = {
 @pytest.mark.parametrize("method", EXERCISED)
 def test_a_run_takes_the_masks_and_weights_of_the_oracle(method, quick_compilation):
     transform, settings, oracle, expected = EXERCISED[method]
-    changes = compare_with_oracle(transform, settings, oracle(), momentum=0.9)
+    changes = compare_with_oracle(transform, settings, oracle())
     assert changes == expected
