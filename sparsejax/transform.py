@@ -65,12 +65,14 @@ class Metrics(NamedTuple):
         active: Active weights, an int32 scalar; uint32 for 2^31 prunable weights or
             more, float32 from 2^32 on.
         sparsity: float32 scalar, the realized sparsity.
-        grown: New weights of the last update, as `active`.
-        dropped: Weights that the last update left inactive, as `active`.
+        grown: New weights of the last update, those that restarted among them, as
+            `active`.
+        dropped: Weights that were active before it and did not go on, as `active`.
         churn: float32 scalar, the same as a fraction of those active before it.
         stray: Weights outside the masks that were not 0 when it was last looked, as
-            `active`: at updates, at steps 0, 1, 2, 4, 8, ... and each hundredth. More
-            than 0 after step 0 means that something trains them after the optimizer.
+            `active`: at updates, and, but with `update_topology=False`, at steps 0, 1,
+            2, 4, 8, ... and each hundredth. More than 0 after step 0 means that
+            something trains them after the optimizer.
         empty: int32 scalar, layers without any active weight: nothing passes through.
         updates: int32 scalar, updates made so far.
         skipped: int32 scalar, updates left out so far because a gradient, a weight or
@@ -152,21 +154,19 @@ def _first_metrics(masks: PyTree) -> Metrics:
     )
 
 
-def _new_metrics(
-    old: PyTree, kept: PyTree, new: PyTree, before: Metrics, sound: Any
-) -> Metrics:
-    marks = []
-    for was, stays, active in zip(*map(jax.tree.leaves, (old, kept, new))):
-        marks.append([active, active & ~stays, was & ~active])
-    size, counts = count_prunable(old), count_each(marks)
-    active, grown, dropped = (total_of(count, size) for count in counts.T)
+def _new_metrics(kept: PyTree, new: PyTree, before: Metrics, sound: Any) -> Metrics:
+    # Counts of masks alone: a program has the kernels for that already.
+    counts, went_on = count_by_layer(new), count_by_layer(kept)
+    size = count_prunable(new)
+    active, grown = total_of(counts, size), total_of(counts - went_on, size)
+    dropped = before.active - total_of(went_on, size)
     return before._replace(
         active=active,
         sparsity=1 - active / np.float32(size),
         grown=grown,
         dropped=dropped,
         churn=dropped / jnp.maximum(before.active, 1),
-        empty=jnp.sum(counts[:, 0] == 0, dtype=jnp.int32),
+        empty=jnp.sum(counts == 0, dtype=jnp.int32),
         updates=before.updates + jnp.where(sound, 1, 0),
         skipped=before.skipped + jnp.where(sound, 0, 1),
     )
@@ -175,7 +175,7 @@ def _new_metrics(
 def _stray(
     params: PyTree, masks: PyTree, metrics: Metrics, step: jax.Array, due: Any
 ) -> Metrics:
-    """Looks for weights outside the masks, seldom, as it takes a pass over them."""
+    """Counts weights outside the masks that are not 0, seldom: it takes a pass."""
 
     def look() -> jax.Array:
         stray = map_masked(lambda mask, w: ~mask & (w != 0), masks, params)
@@ -405,7 +405,7 @@ def sparsify(
         # compute an expression again at each use, and compile it as often.
         found = jax.lax.cond(sound, lambda: found, lambda: unchanged(ctx, metrics))
         return found._replace(
-            metrics=_new_metrics(ctx.masks, found.kept, found.masks, metrics, sound)
+            metrics=_new_metrics(found.kept, found.masks, metrics, sound)
         )
 
     def update_fn(
@@ -425,7 +425,9 @@ def sparsify(
         # Where it is known it must not depend on the step: XLA's CPU backend would
         # compute it again for each weight.
         due = jnp.asarray(update_topology or when(state.step))
-        metrics = _stray(ctx.params, ctx.masks, state.metrics, state.step, due)
+        metrics = state.metrics
+        if update_topology is not False:
+            metrics = _stray(ctx.params, ctx.masks, metrics, state.step, due)
         may_change = bool(elements) and update_topology is not False
         if not may_change:
             skipped = metrics.skipped + jnp.where(due, 1, 0)
@@ -436,9 +438,11 @@ def sparsify(
             now = jax.lax.cond(
                 due, lambda: change(ctx, metrics), lambda: unchanged(ctx, metrics)
             )
-        inner_state = reset_slots(
-            inner, state.inner_state, params, now.kept, now.masks, may_change and due
-        )
+        inner_state = state.inner_state
+        if may_change:
+            inner_state = reset_slots(
+                inner, inner_state, params, now.kept, now.masks, due
+            )
         inner_updates, inner_state = inner.update(
             apply_masks(grads, now.kept),
             inner_state,
