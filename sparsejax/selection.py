@@ -119,11 +119,10 @@ class _Cut(NamedTuple):
     """Where the equal scores that are taken end in each leaf, narrowed likewise.
 
     Attributes:
-        round: Round 0 marks none of them, and round 1 counts what that marks.
+        round: int32 scalar.
         low: uint32 [L], the least that the cut can be.
         high: uint32 [L], the most.
         cut: uint32 [L]: what comes before it in the order of ties is taken.
-        strict: int32 [L], the entries that round 0 marks.
         marks: The new masks.
     """
 
@@ -131,7 +130,6 @@ class _Cut(NamedTuple):
     low: jax.Array
     high: jax.Array
     cut: jax.Array
-    strict: jax.Array
     marks: list[jax.Array]
 
 
@@ -147,6 +145,7 @@ class _Ranking(NamedTuple):
         grow: Bool scalar, whether inactive entries are to become active.
         salts: uint32 [L] each, odd factors and offsets that permute positions to the
             order in which ties are taken; 1 and 0 take them by position.
+        active: int32 [L], what is marked beforehand: active entries where it grows.
         leaves: The number of each leaf, known only as it runs: a kernel that takes its
             leaf's part of a vector by it is the same for all leaves of a shape.
     """
@@ -158,6 +157,7 @@ class _Ranking(NamedTuple):
     rank: Rank
     grow: jax.Array
     salts: tuple[jax.Array, jax.Array]
+    active: jax.Array
     leaves: Arrays
 
     def ranks(self, score: jax.Array) -> jax.Array:
@@ -264,32 +264,26 @@ class _Ranking(NamedTuple):
         points = self.spread(found.high)
         points = jnp.where(takes_all, points - 1, points)
         need = jnp.where(takes_all, 0, need)
-
-        sizes = jnp.array(list(map(jnp.size, self.masks)), jnp.uint32)
-        by_position = self.salts[0] == 1
-        high = jnp.where(by_position, sizes, jnp.uint32(2**32 - 1))
-        high = jnp.where(need > 0, high, 0)
+        # What is marked without those that the cuts take.
+        strict = jnp.where(takes_all, found.at_least, found.above) + self.active
 
         def narrow(now: _Cut) -> _Cut:
             # All that is marked, not the tied alone: it takes no kernel of its own.
-            here = count_each([[mark] for mark in now.marks])[:, 0]
-            strict = jnp.where(now.round == 1, here, now.strict)
-            is_open = (now.low < now.high) & (now.round > 1)
-            tied = here - strict
+            tied = count_each([[mark] for mark in now.marks])[:, 0] - strict
+            is_open = (now.low < now.high) & (now.round > 0)
             high = jnp.where(is_open & (tied >= need), now.cut, now.high)
             low = jnp.where(is_open & (tied < need), now.cut + 1, now.low)
             low = jnp.where(is_open & (tied == need), high, low)
-            middle = low + ((high - low) >> 1)
-            cut = jnp.where(now.round == 0, 0, middle)
-            return _Cut(now.round + 1, low, high, cut, strict, self.mark(points, cut))
+            cut = low + ((high - low) >> 1)
+            return _Cut(now.round + 1, low, high, cut, self.mark(points, cut))
 
+        sizes = jnp.array(list(map(jnp.size, self.masks)), jnp.uint32)
+        high = jnp.where(self.salts[0] == 1, sizes, jnp.uint32(2**32 - 1))
+        high = jnp.where(need > 0, high, 0)
         zeros = jnp.zeros_like(high)
-        start = _Cut(
-            jnp.int32(0), zeros, high, zeros, jnp.zeros_like(need), list(self.masks)
-        )
-        return jax.lax.while_loop(
-            lambda now: (now.round == 0) | jnp.any(now.low < now.high), narrow, start
-        ).marks
+        start = _Cut(jnp.int32(0), zeros, high, zeros, list(self.masks))
+        is_open = lambda now: (now.round == 0) | jnp.any(now.low < now.high)
+        return jax.lax.while_loop(is_open, narrow, start).marks
 
 
 def select(
@@ -341,7 +335,10 @@ def _run(
     growing, leaves = jax.lax.cond(
         k[0] < 0, lambda: jax.lax.optimization_barrier(known), lambda: known
     )
-    ranking = _Ranking(scores, masks, k, groups, rank, growing, salts, leaves)
+    active = jnp.zeros(len(masks), jnp.int32)
+    if grow:
+        active = count_each([[mask] for mask in masks])[:, 0]
+    ranking = _Ranking(scores, masks, k, groups, rank, growing, salts, active, leaves)
     return ranking.take(ranking.bracket())
 
 

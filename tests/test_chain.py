@@ -290,7 +290,7 @@ def test_a_weight_goes_on_if_it_is_active_after_each_element(
     active, was = np.asarray(array(active)), np.asarray(START[0])
     metrics = state.metrics
     assert metrics.grown == (active & ~stays).sum()
-    assert metrics.dropped == (was & ~active).sum()
+    assert metrics.dropped == (was & ~stays).sum()
     assert metrics.active == active.sum() and metrics.updates == 1
 
 
@@ -338,7 +338,7 @@ def test_the_mean_gradient_sums_the_steps_up_to_an_update_and_no_earlier_ones(st
     for update in (4, 8):
         first = max(update - steps + 1, 0 if update == 4 else 5)
         total = sum(np.asarray(noise(t)) for t in range(first, update + 1))
-        _, found = states[update + 1].memory[0]
+        _, (found, _) = states[update + 1].memory[0]
         np.testing.assert_allclose(found["w"], total, rtol=1e-5, atol=1e-6)
 
 

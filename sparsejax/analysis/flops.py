@@ -93,7 +93,7 @@ def forward_flops(
             Flax module's `apply`. Masks that it closes over, or gets as a bool input,
             are looked through.
         params: Any tree of arrays or `jax.ShapeDtypeStruct`.
-        inputs: Trees of arrays or `jax.ShapeDtypeStruct`. The FLOPs are those of this
+        *inputs: Trees of arrays or `jax.ShapeDtypeStruct`. The FLOPs are those of this
             batch: give a batch of one for the FLOPs of one example.
 
     Returns:
