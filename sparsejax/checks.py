@@ -12,6 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 SCOPES = ("global", "layer")
+
+
+class EmptyLayerWarning(UserWarning):
+    """Warns that masks leave layers without any active weight.
+
+    Such a network does not learn, unless signals pass around the layer. To refuse it:
+    `warnings.simplefilter("error", sparsejax.EmptyLayerWarning)`.
+    """
+
+
 Check = Callable[[str, Any], None]
 
 

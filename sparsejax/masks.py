@@ -6,6 +6,7 @@ prunable weights that are zero, *density* the fraction that are active.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import scores
-from sparsejax.checks import SCOPES, check_choice, check_sparsity, is_traced
+from sparsejax.checks import (
+    SCOPES,
+    EmptyLayerWarning,
+    check_choice,
+    check_sparsity,
+    is_traced,
+)
 from sparsejax.counts import count_all, count_each
 from sparsejax.distributions import Distribution, layer_counts
 from sparsejax.parameters import (
@@ -328,7 +335,7 @@ def count_stray(params: PyTree, masks: PyTree) -> Any:
 
 
 def check(params: PyTree, masks: PyTree) -> None:
-    """Raises unless parameters are 0 outside their masks.
+    """Raises unless parameters are 0 outside their masks; warns of empty layers.
 
     What scales or adds to the updates behind the wrapped optimizer, such as a learning
     rate chained after it, trains weights outside the masks.
@@ -343,8 +350,18 @@ def check(params: PyTree, masks: PyTree) -> None:
     Example:
         >>> check(jnp.array([1.0, 0.0]), jnp.array([True, False]))
     """
-    for path, mask in bool_leaves(masks := fit(masks, params)).items():
-        weight = dict(leaves_with_paths(params))[path]
+    weight_at = dict(leaves_with_paths(params))
+    mask_at = bool_leaves(fit(masks, params))
+    empty = [path for path, mask in mask_at.items() if mask.size and not mask.any()]
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {len(mask_at)} layers have no active weight: "
+            f"{', '.join(map(repr, empty))}; nothing passes through them.",
+            EmptyLayerWarning,
+            stacklevel=2,
+        )
+    for path, mask in mask_at.items():
+        weight = weight_at[path]
         stray = int(count_stray(weight, mask))
         if stray:
             raise ValueError(

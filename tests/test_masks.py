@@ -368,3 +368,10 @@ def test_packed_masks_need_their_shapes_inside_jit_and_bits_for_them():
         jax.jit(sj.unpack_masks)(packed)
     with pytest.raises(ValueError, match=r"must have 2 bytes for shape \(4, 4\) at 'c"):
         sj.unpack_masks(packed, make_params() | {"conv": np.ones((4, 4))})
+
+
+def test_check_warns_of_layers_without_any_active_weight():
+    masks = {"a": jnp.array([True, False]), "b": jnp.array([False, False])}
+    params = {"a": jnp.array([1.0, 0.0]), "b": jnp.zeros(2)}
+    with pytest.warns(sj.EmptyLayerWarning, match=r"1 of 2 layers .*: 'b'; nothing"):
+        sj.check(params, masks)

@@ -402,7 +402,7 @@ def test_batch_statistics_are_of_the_global_batch(name):
 
 
 @small
-def test_a_model_trains_with_granet(name):
+def test_a_model_trains_with_granet(name, quick_compilation):
     model, x = SMALL[name](), images(batch=4)
     labels = jnp.arange(4)
     tx = sj.granet_transform(

@@ -5,20 +5,13 @@ from typing import Any
 
 import jax
 
+from sparsejax.checks import EmptyLayerWarning as EmptyLayerWarning
 from sparsejax.checks import is_traced
 from sparsejax.masks import count_active
 from sparsejax.parameters import split_layers
 from sparsejax.trees import mask_leaves
 
 PyTree = Any
-
-
-class EmptyLayerWarning(UserWarning):
-    """Warns that masks leave layers without any active weight.
-
-    Such a network does not learn, unless signals pass around the layer. To refuse it:
-    `warnings.simplefilter("error", sparsejax.EmptyLayerWarning)`.
-    """
 
 
 def warn_of_empty_layers(
