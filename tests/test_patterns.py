@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
-from sparsejax.patterns import fan_in
 
 SHAPE = (3, 2, 5, 4)  # four neurons of a fan-in of 30
 
@@ -62,7 +61,3 @@ def test_nan_ranks_below_everything_that_is_allowed_and_zeros_tie_whatever_their
     ]
     but_one = everything.at[2, 0].set(False)
     assert sj.top_k_per_neuron(score, 2, but_one)[:, 0].tolist() == [True, True, False]
-
-
-def test_the_fan_in_is_everything_but_the_last_axis():
-    assert [fan_in(s) for s in [(3, 3, 16, 32), (20, 10), (7,)]] == [144, 20, 1]
