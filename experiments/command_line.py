@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.record.files import writable_directory
+from experiments.files import writable_directory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -13,8 +13,8 @@ from experiments.comparison import replicas as rep
 from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.configs import digits, imagenet_resnet50
 from experiments.configs.common import base_config
+from experiments.optimizer import make_optimizer
 from experiments.record.flops import run_flops
-from experiments.training.optimizer import make_optimizer
 from experiments.training.sparse import (
     LABELS,
     NEED_SPARSITY,

@@ -16,15 +16,18 @@ import pytest
 from image_sets import noise, write_folder, write_tiny_imagenet
 from PIL import Image
 
-from experiments.input import augment, device, host
-from experiments.input.datasets import (
+from experiments import augment
+from experiments import data as inputs
+from experiments.data import (
     ArraySplit,
     FileSplit,
     RecordSplit,
     Subset,
+    epoch_plan,
+    host_plan,
     load_dataset,
+    steps_per_epoch,
 )
-from experiments.input.plan import epoch_plan, host_plan, steps_per_epoch
 
 EXAMPLES = 37
 BATCH = 8
@@ -65,7 +68,7 @@ def assert_same(left: list[dict], right: list[dict]) -> None:
 
 def train(split, count: int, **changed) -> list[dict[str, np.ndarray]]:
     settings = {"seed": SEED, "batch_size": BATCH, "augment": "cifar", "pad": PAD}
-    return first(host.train_batches(split, **{**settings, **changed}), count)
+    return first(inputs.train_batches(split, **{**settings, **changed}), count)
 
 
 def joined(parts: list[list[dict]]) -> list[dict]:
@@ -154,9 +157,9 @@ def test_pad_crop_flip_does_what_it_says():
     assert shifted(2, 1, True, "zero") == [[6, 5, 4], [9, 8, 7], [0, 0, 0]]
 
 
-def test_normalise():
+def test_normalize():
     images, mean, std = noise(2, 3, 3, 2), np.float32([0.4, 0.5]), np.float32([0.2, 1])
-    result = jax.jit(augment.normalise)(images, mean, std)
+    result = jax.jit(augment.normalize)(images, mean, std)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, (images / 255 - mean) / std, atol=1e-5)
 
@@ -182,10 +185,10 @@ def test_random_resized_crop_of_a_strip_takes_its_middle():
     np.testing.assert_array_equal(result, middle)
 
 
-def test_resize_centre_crop():
+def test_resize_center_crop():
     image = noise(8, 12, 3)
-    np.testing.assert_array_equal(augment.resize_centre_crop(image, 7), image[:7, 2:9])
-    assert augment.resize_centre_crop(noise(50, 31, 3), 224).shape == (224, 224, 3)
+    np.testing.assert_array_equal(augment.resize_center_crop(image, 7), image[:7, 2:9])
+    assert augment.resize_center_crop(noise(50, 31, 3), 224).shape == (224, 224, 3)
 
 
 # The host path.
@@ -247,7 +250,7 @@ def test_workers_give_the_same_imagenet_batches(tfds_dir):
 
 
 def test_a_closed_iterator_refuses_to_go_on(arrays):
-    batches = host.train_batches(arrays, seed=0, batch_size=4)
+    batches = inputs.train_batches(arrays, seed=0, batch_size=4)
     next(batches)
     batches.close()
     with pytest.raises(ValueError, match="closed"):
@@ -258,7 +261,7 @@ def test_a_closed_iterator_refuses_to_go_on(arrays):
 def test_evaluation_sees_every_example_once(arrays, count):
     parts = [
         first(
-            host.eval_batches(
+            inputs.eval_batches(
                 arrays, batch_size=BATCH, process_index=i, process_count=count
             ),
             100,
@@ -277,16 +280,16 @@ def test_evaluation_sees_every_example_once(arrays, count):
 
 def test_evaluation_of_nothing_gives_nothing(arrays):
     empty = ArraySplit(arrays.images[:0], arrays.labels[:0])
-    assert first(host.eval_batches(empty, batch_size=4, workers=2), 10) == []
+    assert first(inputs.eval_batches(empty, batch_size=4, workers=2), 10) == []
 
 
 def test_evaluation_with_imagenet_cuts_the_middle(tfds_dir):
     data = load_dataset("imagenet2012", tfds_dir, 0, seed=0)
     settings = {"batch_size": 4, "augment": "imagenet", "image_size": 16}
-    batches = first(host.eval_batches(data.test, **settings), 10)
+    batches = first(inputs.eval_batches(data.test, **settings), 10)
     assert [batch["image"].shape for batch in batches] == [(4, 16, 16, 3)] * 3
     assert [batch["weight"].sum() for batch in batches] == [4, 4, 1]
-    expected = augment.resize_centre_crop(data.test[5]["image"], 16)
+    expected = augment.resize_center_crop(data.test[5]["image"], 16)
     np.testing.assert_array_equal(batches[1]["image"][1], expected)
 
 
@@ -308,7 +311,7 @@ def test_evaluation_with_imagenet_cuts_the_middle(tfds_dir):
 )
 def test_train_batches_refuses_at_once(arrays, changed, message):
     with pytest.raises(ValueError, match=message):
-        host.train_batches(arrays, **{"seed": 0, "batch_size": 8, **changed})
+        inputs.train_batches(arrays, **{"seed": 0, "batch_size": 8, **changed})
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
@@ -329,7 +332,7 @@ def test_prefetch_places_ahead_and_keeps_the_order(depth):
         placed.append(item)
         return item
 
-    ahead = host.prefetch(Batches(), put, depth)
+    ahead = inputs.prefetch(Batches(), put, depth)
     seen = []
     for item in ahead:
         seen.append(item)
@@ -338,8 +341,8 @@ def test_prefetch_places_ahead_and_keeps_the_order(depth):
 
 
 def test_prefetch_that_is_closed_closes_what_it_reads(arrays):
-    batches = host.train_batches(arrays, seed=0, batch_size=4)
-    ahead = host.prefetch(batches, jax.device_put)
+    batches = inputs.train_batches(arrays, seed=0, batch_size=4)
+    ahead = inputs.prefetch(batches, jax.device_put)
     assert isinstance(next(ahead)["image"], jax.Array)
     ahead.close()
     with pytest.raises(ValueError, match="closed"):
@@ -350,18 +353,18 @@ def test_prefetch_that_is_closed_closes_what_it_reads(arrays):
 
 
 def as_uint8(image: jax.Array) -> np.ndarray:
-    """Undoes `normalise` with mean 0 and deviation 1."""
+    """Undoes `normalize` with mean 0 and deviation 1."""
     return np.round(np.asarray(image) * 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "zero", "none"])
 def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
-    data = device.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
+    data = inputs.device_data(arrays, np.zeros(3, np.float32), np.ones(3, np.float32))
 
     @jax.jit
     def run(data, plan):
         def step(carry, rows):
-            return carry, device.augmented(data, *rows, pad=PAD, mode=mode)
+            return carry, inputs.augmented(data, *rows, pad=PAD, mode=mode)
 
         return jax.lax.scan(step, None, plan)[1]
 
@@ -385,7 +388,7 @@ def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
 
 def test_device_data_refuses_a_split_on_disk():
     with pytest.raises(ValueError, match="use the host path"):
-        device.device_data(FileSplit((), ()), np.zeros(3), np.ones(3))
+        inputs.device_data(FileSplit((), ()), np.zeros(3), np.ones(3))
 
 
 # Data sets.

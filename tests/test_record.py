@@ -20,13 +20,16 @@ pytest.importorskip("tensorboardX", reason="of the experiments extra")
 
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments.record import environment
-from experiments.record.environment import describe_environment, write_run_header
-from experiments.record.figures import _layers
-from experiments.record.files import write_atomically
-from experiments.record.metrics import MetricWriter, read_metrics
-from experiments.record.progress import Progress
-from experiments.record.report import main, write_report
+from experiments import record
+from experiments.files import write_atomically
+from experiments.record import (
+    MetricWriter,
+    Progress,
+    describe_environment,
+    read_metrics,
+    write_run_header,
+)
+from experiments.report import _layers, main, write_report
 
 
 def write_steps(writer, steps):
@@ -148,7 +151,7 @@ class TestMetrics:
     def test_lines_survive_a_kill(self, tmp_path):
         program = (
             "import os, sys\n"
-            "from experiments.record.metrics import MetricWriter\n"
+            "from experiments.record import MetricWriter\n"
             "writer = MetricWriter(sys.argv[1])\n"
             "writer.write(1, {'loss': 2.0}, 'train')\n"
             "os.kill(os.getpid(), 9)\n"
@@ -284,7 +287,7 @@ class TestEnvironment:
 
     def test_commit(self, tmp_path):
         nothing = {"git_commit": None, "git_dirty": None}
-        assert environment._commit(tmp_path / "missing") == nothing
+        assert record._commit(tmp_path / "missing") == nothing
 
         def git(*args):
             author = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -293,11 +296,11 @@ class TestEnvironment:
 
         git("init")
         git("commit", "--allow-empty", "-m", "first")
-        found = environment._commit(tmp_path)
+        found = record._commit(tmp_path)
         assert re.fullmatch("[0-9a-f]{40}", found["git_commit"])
         assert found["git_dirty"] is False
         (tmp_path / "new.py").touch()
-        assert environment._commit(tmp_path)["git_dirty"] is True
+        assert record._commit(tmp_path)["git_dirty"] is True
 
     def test_header(self, tmp_path):
         config = ConfigDict({"b": (1, 2), "a": {"x": np.float32(0.5), "y": np.inf}})

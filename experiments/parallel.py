@@ -4,22 +4,27 @@
            averaged over devices. Batch norm sees a device's share, unless the model has
            the axis's name.
     jit    one program over all devices: the batch is sharded, the state replicated or,
-           with `shard_state`, sharded too (parameters, masks and optimizer slots).
+           with `shard_state`, sharded too (parameters, masks and optimizer state).
            Batch norm sees the whole batch.
 
 Both keep the state unstacked, so that a checkpoint of one can be read by the other.
 Batches come in chunks of some steps, arrays of [steps, examples, ...].
 """
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.training.state import TrainState
+from experiments.step import TrainState
 
 PyTree = Any
 AXIS = "batch"
@@ -32,7 +37,7 @@ class Parallel(NamedTuple):
     Attributes:
         axis_name: The axis that a step averages over; None where it sees whole batches.
         put_state: Places a state of NumPy or device arrays.
-        to_saved: Gives a placed state in a form that Orbax saves.
+        to_saved: Returns a placed state in a form that Orbax saves.
         saved_like: () -> what tells Orbax to restore that form.
         put_data: Places arrays whole on every device.
         put_chunk: Places this process's share of a chunk of batches.
@@ -48,6 +53,19 @@ class Parallel(NamedTuple):
     put_chunk: Callable[[Mapping[str, np.ndarray]], PyTree]
     train: Callable[[Callable[..., Any]], Callable[..., Any]]
     evaluate: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def make_parallel(
+    mode: str, abstract_state: TrainState, shard_state: bool = False
+) -> Parallel:
+    """Chooses how to run on all devices of all processes."""
+    if mode not in MODES:
+        raise ValueError(f"parallel must be one of {MODES}; got {mode!r}.")
+    if mode == "pmap" and shard_state:
+        raise ValueError('shard_state must be False with parallel="pmap"; got True.')
+    if mode == "pmap":
+        return _pmapped(abstract_state)
+    return _over_mesh(abstract_state, shard_state)
 
 
 def _pmapped(abstract_state: TrainState) -> Parallel:
@@ -138,26 +156,94 @@ def _over_mesh(abstract_state: TrainState, shard_state: bool) -> Parallel:
     )
 
 
-def make_parallel(
-    mode: str, abstract_state: TrainState, shard_state: bool = False
-) -> Parallel:
-    """Chooses how to run on all devices of all processes.
+# Processes.
 
-    Args:
-        mode: "pmap" or "jit".
-        abstract_state: The state's structure and shapes, as `jax.eval_shape` gives it.
-        shard_state: Whether "jit" shards the state over the devices too.
 
-    Returns:
-        How states and batches are placed and functions compiled.
+def join_processes(
+    distributed: bool,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Joins this process to the others of the run, before JAX looks for devices.
 
-    Raises:
-        ValueError: If the mode is unknown, or pmap is to shard the state.
+    Without arguments it asks JAX whether a scheduler (SLURM's `srun`, `mpirun`, a TPU
+    pod) has started several; only `distributed` makes it an error that none has.
     """
-    if mode not in MODES:
-        raise ValueError(f"parallel must be one of {MODES}; got {mode!r}.")
-    if mode == "pmap" and shard_state:
-        raise ValueError('shard_state must be False with parallel="pmap"; got True.')
-    if mode == "pmap":
-        return _pmapped(abstract_state)
-    return _over_mesh(abstract_state, shard_state)
+    given = [coordinator is not None, processes is not None, process is not None]
+    if any(given) and not all(given):
+        raise ValueError(
+            "coordinator, processes and process must be given together; got "
+            f"{coordinator=}, {processes=}, {process=}."
+        )
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if not all(given) and tasks != "1" and "SLURM_STEP_NODELIST" not in os.environ:
+        raise ValueError(
+            "SLURM_NTASKS must be 1 for a process that srun did not start; got "
+            f"{tasks}: start it with `srun python -m ...`, or unset it."
+        )
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, TypeError) as error:
+        if all(given) or "should be defined" not in str(error):
+            raise ValueError(f"the processes could not be joined: {error}") from None
+        if distributed:
+            raise ValueError(
+                "distributed must be False where no scheduler that JAX knows has "
+                "started the processes; got True: give coordinator, processes and "
+                "process."
+            ) from None
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes could not be joined: {str(error).splitlines()[0]}"
+        ) from None
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"the {jax.process_count()} processes must be joined; got a pod that JAX "
+            "does not detect: give coordinator, processes and process."
+        )
+
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
+EXIT_PREEMPTED = 75
+
+
+class Preempted(Exception):
+    """Training was stopped from outside after its state had been saved."""
+
+
+class PreemptionWatch:
+    """Whether the run should save and leave, at the same step on every process.
+
+    A context manager; outside of it, SIGTERM does what it did before.
+    """
+
+    def __init__(self) -> None:
+        """Makes a watch that does not watch yet."""
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "PreemptionWatch":
+        """Starts to watch for SIGTERM."""
+        # With several processes, jax.distributed has its own watch, which agrees on a
+        # step: all must save the same one.
+        if (
+            jax.process_count() == 1
+            and threading.current_thread() is threading.main_thread()
+        ):
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Restores what handled the signal before."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def should_stop(self, step: int) -> bool:
+        """Whether to save at this step and leave; every process asks at each one."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._asked
