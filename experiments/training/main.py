@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from experiments.command_line import CONFIG, WORKDIR
+from experiments.command_line import CONFIG, VERBOSE, WORKDIR
 from experiments.training.distributed import join_processes
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are.")
-_VERBOSE = flags.DEFINE_integer("verbose", 0, "1 logs what libraries do too.")
 _PROCESS = flags.DEFINE_integer("process", None, "The number of this one.")
 
 
@@ -56,7 +55,7 @@ def _main(arguments: Sequence[str]) -> None:
     except OSError as error:  # the file that --config names is not there
         reason = str(error).strip().split("\n")[-1].strip()
         raise SystemExit(_refusal(f"config cannot be read: {reason}")) from None
-    if _VERBOSE.value == 0:  # Orbax tells of every file at level INFO
+    if VERBOSE.value == 0:  # Orbax tells of every file at level INFO
         logging.set_verbosity(logging.WARNING)
     join_processes(
         _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -71,7 +70,7 @@ def _main(arguments: Sequence[str]) -> None:
         logging.warning("%s", preempted)
         raise SystemExit(EXIT_PREEMPTED) from None
     except (ValueError, OSError) as error:
-        if _VERBOSE.value:
+        if VERBOSE.value:
             raise
         raise SystemExit(_refusal(str(error))) from None
 
