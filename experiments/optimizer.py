@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from experiments.training.sparse import decayed_leaves
+from experiments.methods import decayed_leaves
 from sparsejax.schedules import Schedule
 
 SCHEDULES = ("step", "cosine", "constant")

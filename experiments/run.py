@@ -26,6 +26,7 @@ from experiments.data import (
     normalize,
     steps_per_epoch,
 )
+from experiments.methods import finds_masks, masks_before_training, sparse_optimizer
 from experiments.models import create_model
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.parallel import AXIS, Parallel, make_parallel
@@ -37,9 +38,6 @@ from experiments.step import (
     make_eval_step,
     make_train_step,
 )
-from experiments.training import before_training
-from experiments.training.before_training import masks_before_training
-from experiments.training.sparse import sparse_optimizer
 
 PyTree = Any
 
@@ -102,7 +100,7 @@ def prepare_run(config: ConfigDict) -> Run:
 
     def optimizer(masks: PyTree) -> sj.SparseTransformation:
         return sparse_optimizer(
-            before_training.trained_as(config.method),
+            config.method,
             make_optimizer(config, schedule, config.method),
             config,
             plan.total_steps,
@@ -118,13 +116,13 @@ def prepare_run(config: ConfigDict) -> Run:
 
     def first_state() -> TrainState:
         masks = None
-        if config.method in before_training.LABELS:
+        if finds_masks(config.method):
             masks = first_masks(config, _model(config, dataset, None), dataset, shape)
         return parallel.put_state(create(masks))
 
-    parallel = make_parallel(
-        config.parallel, _abstract(config, shape, create), config.shard_state
-    )
+    with _naming_the_model(config):
+        abstract = jax.eval_shape(lambda: create(None))
+    parallel = make_parallel(config.parallel, abstract, config.shard_state)
     feed = make_feed(config, dataset, plan.epoch_steps, parallel)
 
     def step(may_update: bool) -> Any:
@@ -183,28 +181,28 @@ def _plan(config: ConfigDict, dataset: Dataset) -> Plan:
 
 
 def _model(config: ConfigDict, dataset: Dataset, axis_name: str | None) -> nn.Module:
-    return create_model(
-        config.model,
-        dataset.num_classes,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-        **config.model_options,
-    )
+    with _naming_the_model(config):
+        return create_model(
+            config.model,
+            dataset.num_classes,
+            dtype=jnp.dtype(config.dtype),
+            axis_name=axis_name,
+            **config.model_options,
+        )
 
 
-def _abstract(
-    config: ConfigDict, shape: Any, create: Callable[[PyTree], TrainState]
-) -> TrainState:
+@contextlib.contextmanager
+def _naming_the_model(config: ConfigDict) -> Iterator[None]:
+    """Makes one sentence of whatever a network's own code makes of its options."""
     try:
-        return jax.eval_shape(lambda: create(None))
+        yield
     except ValueError:
         raise
-    except Exception as error:  # whatever a network's own code makes of its options
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        options = dict(config.model_options)
         raise ValueError(
-            f"model must fit images of {shape} with model_options {options}; got "
-            f"{config.model!r}, which fails: {reason}"
+            f"model must fit model_options {dict(config.model_options)} and the "
+            f"images; got {config.model!r}, which fails: {reason}"
         ) from error
 
 
@@ -283,6 +281,7 @@ def first_masks(
         apply_fn=apply_fn,
         image_shape=image_shape,
         rounds=config.initialization_rounds,
+        prunable=config.prunable,
     )
     return jax.tree.map(np.asarray, masks)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.common import METHODS
+
 # Whole numbers by the least that they may be.
 _COUNTS = {
     0: ("pad", "profile_step", "validation_examples", "warmup_epochs", "workers"),
@@ -68,6 +70,10 @@ def check_config(config: ConfigDict) -> None:
     for name, allowed in _CHOICES.items():
         if config[name] not in allowed:
             raise ValueError(f"{name} must be one of {allowed}; got {config[name]!r}.")
+    if config.method is not None and config.method not in METHODS:
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)}; got {config.method!r}."
+        )
     for name in ("dataset", "model", "method", "sparsity"):
         if config[name] is None:
             raise ValueError(f"{name} must be given; got None.")

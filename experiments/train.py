@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from experiments.checkpoint import Best, Checkpointer
 from experiments.data import evaluation_chunks
 from experiments.files import write_atomically
+from experiments.methods import is_at_sparsity
 from experiments.parallel import Preempted, PreemptionWatch
 from experiments.record import (
     MetricWriter,
@@ -34,7 +35,6 @@ from experiments.record import (
 from experiments.recorder import Clock, Recorder, Trace, check_same_masks, layer_table
 from experiments.run import Plan, Run, is_measured, prepare_run
 from experiments.step import TrainState
-from experiments.training.sparse import is_at_sparsity
 
 
 class Outcome(NamedTuple):

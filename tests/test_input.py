@@ -6,6 +6,9 @@ no two images are alike.
 
 import itertools
 import multiprocessing
+import os
+import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -468,6 +471,92 @@ def test_npz(tmp_path):
         load_dataset(f"npz:{path}", None, 0, seed=0)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"y_train": np.arange(5)}, r"for each of the 20 images of x_train; got int64"),
+        ({"y_test": np.arange(6)}, r"each of the 5 images of x_test; got int64\[6\]"),
+        ({"y_train": np.zeros(20)}, "an integer label .* got float64"),
+        ({"y_train": np.zeros((20, 1), int)}, r"got int64\[20, 1\] as y_train"),
+        ({"y_test": np.arange(5) - 1}, "y_test, the lowest -1"),
+        ({"x_test": noise(5, 7, 6, 3)}, "images of one shape"),
+        ({"x_train": noise(0, 6, 6, 3), "y_train": np.zeros(0, int)}, r"uint8\[0, 6"),
+    ],
+)
+def test_labels_that_do_not_fit_their_images_are_refused(tmp_path, changes, message):
+    arrays = {"x_train": noise(20, 6, 6, 3), "y_train": np.arange(20) % 4}
+    arrays |= {"x_test": noise(5, 6, 6, 3), "y_test": np.arange(5) % 4}
+    np.savez(tmp_path / "set.npz", **(arrays | changes))
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"npz:{tmp_path / 'set.npz'}", None, 0, seed=0)
+
+
+def test_a_folder_with_a_mistake_in_it_is_refused(folder, monkeypatch):
+    def refusal(message):
+        with pytest.raises(ValueError, match=message):
+            load_dataset(f"folder:{folder}", None, 0, seed=0)
+
+    bird = folder / "val" / "bird"
+    bird.mkdir()
+    refusal("val must hold the classes of train alone; got 'bird'")
+    bird.rmdir()
+    for part in ("train", "val"):
+        empty = folder / part / "cat"
+        hidden = empty.rename(folder / "cat")
+        empty.mkdir()
+        refusal(f"{part}/cat must hold images, .*; it has none")
+        empty.rmdir()
+        hidden.rename(empty)
+    scandir = os.scandir
+
+    def unreadable(path):
+        if str(path).endswith("train/dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", unreadable)
+        refusal("train/dog must be a folder that can be read; got: Permission denied")
+    (folder / "train" / "cat" / "3.png").write_bytes(b"no image")
+    refusal("train/cat/3.png cannot be read as an image")
+
+
+def test_an_annotation_of_an_unknown_class_is_named(tmp_path):
+    write_tiny_imagenet(tmp_path, 3, 2)
+    with (tmp_path / "val" / "val_annotations.txt").open("a") as file:
+        file.write("val_9.JPEG\tn09\t0\t0\t7\t7\n")
+    with pytest.raises(ValueError, match="a class of train; got 'val_9"):
+        load_dataset(f"folder:{tmp_path}", None, 0, seed=0)
+
+
+def test_images_of_many_sizes_need_a_crop(folder):
+    image = Image.fromarray(noise(9, 9, 3))
+    image.save(folder / "train" / "cat" / "0.png")
+    data = load_dataset(f"folder:{folder}", None, 0, seed=0)
+    with pytest.raises(ValueError, match='augment must be "imagenet" where images'):
+        train(data.train, 2)
+
+
+def test_an_image_is_cut_as_it_is_decoded(monkeypatch):
+    """The next is read before the last is let go of, but never three are there."""
+    alive = []
+
+    class Images:
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            full = noise(300, 300, 3, seed=index)
+            alive.append(weakref.ref(full))
+            assert sum(image() is not None for image in alive) <= 2
+            return {"image": full, "label": index}
+
+    monkeypatch.setattr(inputs, "_MOST_THREADS", 1)
+    monkeypatch.setattr(inputs, "_BATCHES_AHEAD", 1)
+    batch = next(iter(train(Images(), 1, augment="imagenet", image_size=8)))
+    assert batch["image"].shape == (BATCH, 8, 8, 3) and len(alive) >= BATCH
+
+
 def test_folder(folder):
     data = load_dataset(f"folder:{folder}", None, 3, seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (9, 3, 4)
@@ -526,7 +615,6 @@ def test_other_errors_of_load_dataset(folder):
     for count in (-1, 1437):
         with pytest.raises(ValueError, match="validation_examples must be from 0 to"):
             load_dataset("digits", None, count, seed=0)
-    for path in sorted((folder / "val").rglob("*.png")):
-        path.unlink()
+    shutil.rmtree(folder / "val")
     with pytest.raises(FileNotFoundError, match="must hold test/CLASS"):
         load_dataset(f"folder:{folder}", None, 0, seed=0)

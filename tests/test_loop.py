@@ -16,7 +16,7 @@ import tiny
 
 import sparsejax as sj
 from experiments import data as inputs
-from experiments import evaluate, run, train
+from experiments import evaluate, methods, run, train
 from experiments.checkpoint import Best
 from experiments.configs import cifar_vgg19, imagenet_resnet50, imagenet_vit_s16
 from experiments.optimizer import learning_rate, make_optimizer
@@ -26,7 +26,6 @@ from experiments.run import first_masks
 from experiments.settings import following_batch
 from experiments.step import create_state, first_variables
 from experiments.train import train_and_evaluate
-from experiments.training import before_training
 from sparsejax.checks import is_traced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -92,7 +91,10 @@ def no_report(monkeypatch):
         ({"pad_mode": "edge"}, "pad_mode must be one of .*; got 'edge'"),
         ({"model_options": {"widths": (0,)}}, r"model_options must be in \[1, inf\)"),
         ({"model": "resnet20", "model_options": {"width": 0}}, "model_options must be"),
-        ({"model": "resnet20"}, "model must fit .* model_options .*'resnet20'.*widths"),
+        (
+            {"model": "resnet20"},
+            "model must fit .*'resnet20', which fails: TypeError: .*widths",
+        ),
         ({"method": "granite"}, "method must be .*granet, .*snip, .*; got 'granite'"),
         ({"initialization_batches": 0}, "initialization_batches must be at least 1"),
         ({"initialization_rounds": 0}, "initialization_rounds must be at least 1"),
@@ -231,7 +233,7 @@ def masks_at_first(digits, method, **changes):
     return first_masks(config, run._model(config, data, None), data, (8, 8, 1)), data
 
 
-@pytest.mark.parametrize("method", before_training.LABELS)
+@pytest.mark.parametrize("method", [*filter(methods.finds_masks, methods.METHODS)])
 def test_masks_before_training_are_of_exact_sparsity(digits, method):
     masks, _ = masks_at_first(digits, method)
     prunable = sj.count_prunable(masks)
@@ -338,7 +340,7 @@ def test_imagenet_from_records_end_to_end(no_report, tfds_dir, tmp_path):
 def test_cifar_from_records_end_to_end(no_report, tfds_dir, tmp_path):
     """In chunks of two steps, with a trace of the profiler."""
     changes = {"steps_per_call": 2, "profile_step": 2, "profile_steps": 2}
-    config = small(cifar_vgg19.get_config("method=granet"), **changes)
+    config = small(cifar_vgg19.get_config("method=granet_uniform"), **changes)
     config.data_dir = tfds_dir
     assert_whole_record(tmp_path, train_and_evaluate(config, tmp_path))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
@@ -354,9 +356,8 @@ def folder_run(tmp_path_factory):
         image_size=16,
         dataset=f"folder:{root / 'images'}",
         model="vit_ti16",
-        model_options={"patch": 8, "depth": 1, "width": 16, "mlp_width": 32},
+        model_options={"patch": 8, "depth": 1, "width": 16, "heads": 2},
     )
-    config.model_options.heads = 2
     return root / "run", train_and_evaluate(config, root / "run")
 
 

@@ -27,6 +27,7 @@ from experiments.record import (
     Progress,
     describe_environment,
     read_metrics,
+    read_speed,
     write_run_header,
 )
 from experiments.report import _layers, main, write_report
@@ -166,6 +167,7 @@ class TestMetrics:
     def test_writes_event_files(self, tmp_path):
         with MetricWriter(tmp_path) as writer:
             writer.write(5, {"loss": 0.5, "density/a/kernel": 0.25}, "topology")
+            writer.watch(5, examples_per_second=10.0)
         scalars = [
             (event.step, value.tag, value.simple_value)
             for event in read_events(tmp_path)
@@ -174,7 +176,10 @@ class TestMetrics:
         assert scalars == [
             (5, "topology/loss", 0.5),
             (5, "topology/density/a/kernel", 0.25),
+            (5, "speed/examples_per_second", 10.0),
         ]
+        [speed] = read_speed(tmp_path)
+        assert speed == {"step": 5, "kind": "train", "examples_per_second": 10.0}
 
     def test_tells_tensorboard_where_a_run_was_resumed(self, tmp_path):
         # All in one second, which must not make the files overwrite each other.
@@ -185,9 +190,36 @@ class TestMetrics:
             write_steps(writer, [4])
         events = read_events(tmp_path)
         steps = [event.step for event in events if event.summary.value]
-        assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 4, 4]
+        assert steps == [1, 2, 3, 4, 5, 4]
         starts = [event.step for event in events if event.HasField("session_log")]
         assert starts == [4]
+
+    def test_what_is_for_watching_stops_nothing(self, tmp_path, caplog):
+        (tmp_path / "tensorboard").write_text("in the way")
+        (tmp_path / "speed.jsonl").mkdir()
+        with MetricWriter(tmp_path) as writer:
+            write_steps(writer, [1, 2])
+            writer.watch(2, examples_per_second=10.0)
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+        assert caplog.text.count("No more event files are written") == 1
+
+    def test_a_line_that_the_disk_took_half_of_is_an_error(self, tmp_path):
+        """Under a limit of 100 bytes a file, as on a disk with 100 bytes left."""
+        program = (
+            "import resource, sys\n"
+            "from experiments.record import MetricWriter, read_metrics\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+            "writer = MetricWriter(sys.argv[1], tensorboard=False)\n"
+            "for step in range(9):\n"
+            "    try:\n"
+            "        writer.write(step, {'loss': 1.0}, 'train')\n"
+            "    except OSError:\n"
+            "        break\n"
+            "assert step == len(read_metrics(sys.argv[1])) == 2\n"
+        )
+        root = Path(__file__).parents[1]
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        subprocess.run(command, cwd=root, check=True)
 
     def test_inactive_writer_touches_nothing(self, tmp_path):
         with MetricWriter(tmp_path / "run", active=False) as writer:
@@ -331,7 +363,8 @@ def record_run(workdir):
     with MetricWriter(workdir, tensorboard=False) as writer:
         for step in range(1, 31):
             train = {"loss": 1 / step, "learning_rate": 0.1, "grad <norm>": math.nan}
-            writer.write(step, {**train, "examples_per_second": 10.0}, "train")
+            writer.write(step, train, "train")
+            writer.watch(step, examples_per_second=10.0)
             if step % 10:
                 continue
             topology = {"sparsity": step / 40, "churn": 0.1, "grown": 3, "dropped": 4}

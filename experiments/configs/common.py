@@ -5,9 +5,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.training import before_training, sparse
+from experiments.methods import names
 
-METHODS = (*sparse.LABELS, *before_training.LABELS)
+METHODS = tuple(names("before", "during"))
 
 
 def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def method_fields() -> ConfigDict:
     fields.acdc_phases = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85)
     # How many times as many weights Top-KAST trains as it runs on; chosen here.
     fields.top_kast_backward = 2.0
-    # The layer whose neurons SRigL never ablates.
+    # The layer whose neurons SRigL never ablates; "" where it is not pruned at all.
     fields.output_layer = "head"
     return fields
 

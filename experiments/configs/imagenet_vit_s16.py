@@ -24,6 +24,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model = "vit_s16"
     config.sync_batch_norm = False  # there is no batch norm
     config.prunable = (("^stem/", False), ("^head/", False))
+    config.output_layer = ""
     config.batch_size = config.reference_batch_size = 1024
     config.update_interval_steps = 500
     config.epochs = 90

@@ -5,12 +5,13 @@ A new one is an entry of `STUDIES`.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import digits
+from experiments import digits, edge_of_chaos, study
 from experiments.auto_s_study import experiment as auto_s_study
 from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
@@ -20,15 +21,13 @@ from experiments.configs import (
     digits_before_during_after,
     digits_deep_before_training,
     digits_force,
-    edge_of_chaos,
     freezing_digits,
     generalization,
     lottery_digits,
     plasticity_digits,
     polarisation_digits,
 )
-from experiments.edge_of_chaos_study import experiment as edge_of_chaos_study
-from experiments.edge_of_chaos_study import results as edge_of_chaos_results
+from experiments.configs import edge_of_chaos as edge_of_chaos_config
 from experiments.freezing_study import experiment as freezing_study
 from experiments.freezing_study import results as freezing_results
 from experiments.generalization_study import experiment as generalization_study
@@ -59,7 +58,7 @@ class Study(NamedTuple):
             configuration.
     """
 
-    run: Callable[[ConfigDict, Path], None]
+    run: Callable[[ConfigDict, Path], Any]
     report: Callable[[Content, str], str]
     parts: Mapping[str, tuple[str, Callable[[], ConfigDict]]]
 
@@ -73,6 +72,22 @@ def _of_records(
         return report([record(*row) for row in content["rows"]], title)
 
     return text
+
+
+def _of_study(
+    what: study.Study, configs: Mapping[str, Callable[[], ConfigDict]]
+) -> Study:
+    """Makes a table of a study of one file, its parts by their configurations."""
+
+    def report(content: Content, title: str) -> str:
+        frame, config = study.frame_of(content), ConfigDict(content["config"])
+        return f"# {title}\n\n{what.report(frame, config).strip()}\n"
+
+    return Study(
+        partial(study.run, what),
+        report,
+        {part: (what.title, config) for part, config in configs.items()},
+    )
 
 
 def _of_methods(content: Content, title: str) -> str:
@@ -108,10 +123,8 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "edge_of_chaos": Study(
-        edge_of_chaos_study.run_experiment,
-        _of_records(edge_of_chaos_results.Record, edge_of_chaos_results.report),
-        {"snip": (edge_of_chaos_study.TITLE, edge_of_chaos.get_config)},
+    "edge_of_chaos": _of_study(
+        edge_of_chaos.STUDY, {"snip": edge_of_chaos_config.get_config}
     ),
     "force": Study(
         digits.compare,
