@@ -46,7 +46,7 @@ def _help() -> str:
 def _train(config: ConfigDict, workdir: str) -> None:
     import jax  # late, as all that follows: a mistake in a flag is answered at once
 
-    from experiments.parallel import EXIT_PREEMPTED, Preempted, join_processes
+    from experiments.parallel import Preempted, join_processes
 
     join_processes(
         _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
@@ -60,7 +60,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
         train_and_evaluate(config, workdir)
     except Preempted as preempted:
         logging.warning("%s", preempted)
-        raise SystemExit(EXIT_PREEMPTED) from None
+        raise SystemExit(preempted.code) from None
 
 
 def run() -> None:

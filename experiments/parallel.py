@@ -206,44 +206,58 @@ def join_processes(
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again.
 EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
 class Preempted(Exception):
     """Training was stopped from outside after its state had been saved."""
 
+    code = EXIT_PREEMPTED
+
 
 class PreemptionWatch:
     """Whether the run should save and leave, at the same step on every process.
 
-    A context manager; outside of it, SIGTERM does what it did before.
+    A context manager; outside of it, SIGTERM and Ctrl-C do what they did before. A
+    second Ctrl-C ends the run at once.
     """
 
     def __init__(self) -> None:
         """Makes a watch that does not watch yet."""
-        self._asked = False
-        self._previous: Any = None
+        self._asked: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionWatch":
-        """Starts to watch for SIGTERM."""
+        """Starts to watch for SIGTERM and SIGINT."""
         # With several processes, jax.distributed has its own watch, which agrees on a
         # step: all must save the same one.
         if (
             jax.process_count() == 1
             and threading.current_thread() is threading.main_thread()
         ):
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restores what handled the signal before."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        """Restores what handled the signals before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if number == self._asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = number
 
     def should_stop(self, step: int) -> bool:
         """Whether to save at this step and leave; every process asks at each one."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._asked
+        return self._asked is not None
+
+    def preempted(self, step: int) -> Preempted:
+        """Returns what to raise once the state is saved."""
+        reason = Preempted(f"stopped at step {step}; run the command again.")
+        if self._asked == signal.SIGINT:
+            reason.code = EXIT_INTERRUPTED
+        return reason

@@ -24,7 +24,7 @@ from experiments.checkpoint import Best, Checkpointer
 from experiments.data import evaluation_chunks
 from experiments.files import write_atomically
 from experiments.methods import is_at_sparsity
-from experiments.parallel import Preempted, PreemptionWatch
+from experiments.parallel import PreemptionWatch
 from experiments.record import (
     MetricWriter,
     Progress,
@@ -235,7 +235,7 @@ def _train(job: Job, state: TrainState) -> tuple[TrainState, float]:
             if stop:
                 job.checkpoints.close()
                 job.best_checkpoint.close()
-                raise Preempted(f"stopped at step {step}; run the command again.")
+                raise watch.preempted(step)
     return state, clock.speed() * config.batch_size
 
 

@@ -16,9 +16,10 @@ import tiny
 
 import sparsejax as sj
 from experiments import data as inputs
-from experiments import evaluate, methods, run, train
+from experiments import evaluate, launch, methods, run, train
 from experiments.checkpoint import Best
 from experiments.configs import cifar_vgg19, imagenet_resnet50, imagenet_vit_s16
+from experiments.configs.common import base_config
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.parallel import PreemptionWatch
 from experiments.record import MetricWriter, open_storage, read_metrics, read_speed
@@ -133,6 +134,13 @@ def test_a_workdir_that_is_unwritable_or_in_use_is_refused(digits, tmp_path):
         pytest.raises(ValueError, match="workdir must not be in use by another"),
     ):
         train_and_evaluate(digits(), tmp_path)
+
+
+def test_help_lists_all_fields_of_a_configuration():
+    text = launch._help()
+    for field in base_config():
+        assert f"--config.{field}" in text, field
+    assert "--config.learning_rate = 0.1" in text and "host:port of process 0" in text
 
 
 def test_sigterm_is_given_back_when_the_run_fails():
