@@ -7,6 +7,8 @@ state, 130 after Ctrl-C, 2 with one sentence when something is refused.
 import inspect
 import re
 import sys
+import threading
+from collections.abc import Iterator
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -21,24 +23,26 @@ _PROCESS = flags.DEFINE_integer("process", None, "The number of this one.")
 
 
 def _help() -> str:
-    """Describes the flags, and the fields of a configuration as they are written."""
-    fields = [
-        line.removeprefix("    ").replace("config.", "--config.").replace("fields.", "")
-        for function in (base_config, method_fields)
-        for line in inspect.getsource(function).split("\n")
-        if re.match(r"    (# |config\.\w+[. ]|fields\.\w+ =)", line)
-    ]
+    """Describes the flags, and the fields of a configuration by their comments."""
+    source = inspect.getsource(base_config) + inspect.getsource(method_fields)
+    comments = dict(re.findall(r"\.(\w+) = .*  # (.*)", source))
+
+    def fields(config: ConfigDict, prefix: str) -> Iterator[str]:
+        for name, value in config.items():
+            if isinstance(value, ConfigDict) and len(value):
+                yield from fields(value, f"{prefix}{name}.")
+            else:
+                text = f"{prefix}{name}={value!r}"
+                yield f"{text:<44} {comments.get(name, '')}".rstrip()
+
     names = ("config", "workdir", "distributed", "coordinator", "processes", "process")
     lines = [f"--{name:<13}{flags.FLAGS[name].help}" for name in (*names, "verbose")]
     return "\n".join(
         [
             "--config=FILE.py[:name=value,...] --workdir=DIR [--config.FIELD=VALUE]...",
-            "",
-            *lines,
-            "",
+            *("", *lines, ""),
             "Fields and their defaults, which FILE.py may change:",
-            "",
-            *fields,
+            *("", *fields(base_config(), "--config.")),
         ]
     )
 
@@ -56,11 +60,20 @@ def _train(config: ConfigDict, workdir: str) -> None:
 
     if jax.process_index() == 0:
         print(describe_start(config), file=sys.stderr)
+    if not command_line.VERBOSE.value:
+        _hush_threads()
     try:
         train_and_evaluate(config, workdir)
     except Preempted as preempted:
-        logging.warning("%s", preempted)
+        print(preempted, file=sys.stderr)
         raise SystemExit(preempted.code) from None
+
+
+def _hush_threads() -> None:
+    """Leaves it to the trainer to say in a sentence what fails in Orbax's threads."""
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = lambda error: None
+    sys.unraisablehook = lambda error: None
 
 
 def run() -> None:

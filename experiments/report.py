@@ -13,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,70 @@ from experiments.files import write_atomically
 from experiments.record import Kind, read_metrics, read_speed
 
 Line = Mapping[str, Any]
+Layer = Mapping[str, Any]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; marks differ as well.
-_STYLES: dict[Kind, dict[str, Any]] = {
-    "train": {"color": "#0072B2", "linewidth": 1.0},
-    "validation": {"color": "#D55E00", "marker": "o", "markersize": 3.5},
-    "test": {"color": "#009E73", "marker": "s", "markersize": 3.5, "linestyle": "--"},
-    "topology": {"color": "#7A4988", "marker": "^", "markersize": 3.5},
+# Figures.
+
+_GRAY, _EMPTY, _PURPLE = "#5F6B76", "#D9DDE1", "#7A4988"
+_BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's
+_KINDS: dict[Kind, dict[str, Any]] = {
+    "train": {"color": _BLUE, "linewidth": 1.0},
+    "validation": {"color": _RED, "marker": "o", "markersize": 3.5},
+    "test": {"color": _GREEN, "marker": "s", "markersize": 3.5, "linestyle": "--"},
+    "topology": {"color": _PURPLE, "marker": "^", "markersize": 3.5},
 }
-_BY_LAYER = ("density/", "gradient_flow/", "dead_units/", "dead_inputs/")
-_GREY = "#5F6B76"
-_EMPTY = "#D9DDE1"
-
+# What has a figure of its own: metrics by what they are called there, and how they are
+# drawn. The layout is fixed, as a layout engine takes twice the time.
+_FIGURES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    ("Loss", {"loss": ""}, {"marks_best": True}),
+    ("Accuracy", {"accuracy": ""}, {"marks_best": True, "percent": True}),
+    ("Accuracy, top 5", {"top5_accuracy": ""}, {"percent": True}),
+    (
+        "Mask churn at each topology update, of the active weights",
+        {"churn": ""},
+        {"percent": True, "bottom": 0},
+    ),
+    (
+        "Weights dropped and grown at each topology update",
+        {"dropped": "dropped", "grown": "grown"},
+        {"bottom": 0},
+    ),
+    (
+        "Weights active at least once: ITOP's rate R_s",
+        {"itop_rate": ""},
+        {"percent": True, "bottom": 0, "top": 1.03},
+    ),
+    (
+        "Gradient flow (squared norm, active weights)",
+        {"gradient_flow": ""},
+        {"log": True},
+    ),
+    (
+        "Units that the masks have cut off, of all units",
+        {
+            "dead_units": "outputs without incoming weights",
+            "dead_inputs": "inputs without weights into the layer",
+        },
+        {"percent": True, "bottom": 0},
+    ),
+    ("Learning rate", {"learning_rate": ""}, {}),
+    ("Examples per second", {"examples_per_second": ""}, {"bottom": 0}),
+    (
+        "Share of the time spent waiting for data",
+        {"data_wait": ""},
+        {"percent": True, "bottom": 0},
+    ),
+]
+_LAYER_FIGURES = {
+    "density": "Density by layer (logarithmic; gray where no weight is active)",
+    "gradient_flow": "Gradient flow by layer (logarithmic; gray where there is none)",
+    "dead_units": "Share of output units without incoming weights",
+    "dead_inputs": "Share of input units without weights into the layer",
+}
+_UNDRAWN = {"step", "kind", "sparsity", "active", "updates", "skipped", "empty_layers"}
+_UNDRAWN |= {"stray", "empty", *(name for _, names, _ in _FIGURES for name in names)}
 _SETTINGS: dict[Any, Any] = {
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": _GRAY,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -62,7 +112,7 @@ _SETTINGS: dict[Any, Any] = {
 def points(
     lines: Sequence[Line], name: str, kind: Kind | None = None
 ) -> tuple[list[int], list[float]]:
-    """Finds where a metric was recorded."""
+    """Returns the steps and values of a metric, in lines of a kind or in all."""
     found = [
         (line["step"], float(line[name]))
         for line in lines
@@ -72,76 +122,64 @@ def points(
 
 
 def best_validation(lines: Sequence[Line]) -> tuple[int, float] | None:
-    """Finds the first step with the highest validation accuracy."""
+    """Finds the first step with the highest validation accuracy, and that."""
     pairs = zip(*points(lines, "accuracy", "validation"))
     sound = [(step, value) for step, value in pairs if math.isfinite(value)]
     return max(sound, key=lambda pair: pair[1]) if sound else None
 
 
 def in_natural_order(path: str) -> list[tuple[int, int | str]]:
-    """Gives a key to sort by that puts Conv_2 before Conv_10."""
+    """Returns a key to sort by that puts Conv_2 before Conv_10."""
     parts = re.split(r"(\d+)", path)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
-# Each function below returns a figure, or None where nothing was recorded to draw.
-
-
-_MARGINS = {"left": 0.13, "right": 0.97, "bottom": 0.15, "top": 0.9}
-
-
-def _axes(title: str, label: str = "") -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.4, 3.1))  # a layout engine takes twice the time
-    axes = figure.subplots(gridspec_kw=_MARGINS)
+def _axes(title: str) -> tuple[Figure, Axes]:
+    margins = {"left": 0.13, "right": 0.97, "bottom": 0.15, "top": 0.9}
+    figure = Figure(figsize=(5.4, 3.1))
+    axes = figure.subplots(gridspec_kw=margins)
     axes.set_title(title)
     axes.set_xlabel("step")
-    axes.set_ylabel(label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return figure, axes
 
 
 def _curves(
-    lines: Sequence[Line], name: str, title: str, best: tuple[int, float] | None = None
+    lines: Sequence[Line],
+    title: str,
+    names: Mapping[str, str],
+    *,
+    marks_best: bool = False,
+    percent: bool = False,
+    log: bool = False,
+    bottom: float | None = None,
+    top: float | None = None,
 ) -> Figure | None:
+    """Draws a metric by kind, or several with labels; None where there is nothing."""
     figure, axes = _axes(title)
-    for kind, style in _STYLES.items():
-        steps, values = points(lines, name, kind)
-        if steps:
-            axes.plot(steps, values, label=kind, **style)
+    several = {"color": _RED, "marker": "v"}, {"color": _GREEN, "marker": "^"}
+    for (name, label), style in zip(names.items(), several):
+        for kind, usual in _KINDS.items():
+            steps, values = points(lines, name, kind)
+            if steps:
+                look = {**usual, **style} if label else usual
+                axes.plot(steps, values, label=label or kind, **look)
     if not axes.lines:
         return None
+    best = best_validation(lines) if marks_best else None
     if best is not None:
-        axes.axvline(
-            best[0], color=_GREY, linewidth=1, linestyle=":", label="best validation"
-        )
+        look = {"color": _GRAY, "linewidth": 1, "linestyle": ":"}
+        axes.axvline(best[0], label="best validation", **look)
     if len(axes.lines) > 1:
         axes.legend()
-    return figure
-
-
-def _loss(lines: Sequence[Line]) -> Figure | None:
-    return _curves(lines, "loss", "Loss", best_validation(lines))
-
-
-def _accuracy(lines: Sequence[Line]) -> Figure | None:
-    figure = _curves(lines, "accuracy", "Accuracy", best_validation(lines))
-    if figure is not None:
-        figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    return figure
-
-
-def _throughput(lines: Sequence[Line]) -> Figure | None:
-    figure = _curves(lines, "examples_per_second", "Examples per second")
-    if figure is not None:
-        figure.axes[0].set_ylim(bottom=0)
-    return figure
-
-
-def _data_wait(lines: Sequence[Line]) -> Figure | None:
-    figure = _curves(lines, "data_wait", "Share of the time spent waiting for data")
-    if figure is not None:
-        figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if log and any(np.any(np.asarray(line.get_ydata()) > 0) for line in axes.lines):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.set_ylim(bottom=bottom, top=top)
     return figure
 
 
@@ -153,123 +191,36 @@ def _density(lines: Sequence[Line], target: float | None) -> Figure | None:
     # Masks stay as they are until the next update, and until now after the last.
     steps, sparsities = [*steps, lines[-1]["step"]], [*sparsities, sparsities[-1]]
     density = 1 - np.asarray(sparsities)
-    axes.plot(steps, density, color="#0072B2", drawstyle="steps-post")
-    axes.fill_between(steps, density, step="post", color="#0072B2", alpha=0.12)
+    axes.plot(steps, density, color=_BLUE, drawstyle="steps-post")
+    axes.fill_between(steps, density, step="post", color=_BLUE, alpha=0.12)
     if target is not None:
-        axes.axhline(1 - target, color=_GREY, linewidth=1, linestyle=":")
-        axes.annotate(
-            f"target {1 - target:.4g}",
-            (1, 1 - target),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=_GREY,
-        )
+        look = {"color": _GRAY, "linewidth": 1, "linestyle": ":"}
+        axes.axhline(1 - target, label=f"target {1 - target:.4g}", **look)
+        axes.legend()
     axes.set_ylim(0, 1.03)
     return figure
-
-
-def _churn(lines: Sequence[Line]) -> Figure | None:
-    steps, churn = points(lines, "churn", "topology")
-    if not steps:
-        return None
-    figure, axes = _axes("Mask churn at each topology update", "of the active weights")
-    axes.vlines(steps, 0, churn, color="#7A4988", linewidth=0.8, alpha=0.5)
-    axes.plot(steps, churn, "o", color="#7A4988", markersize=3.5)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(bottom=0)
-    return figure
-
-
-def _exchange(lines: Sequence[Line]) -> Figure | None:
-    figure, axes = _axes("Weights dropped and grown at each topology update")
-    marks = {"dropped": ("v", "#D55E00"), "grown": ("^", "#009E73")}
-    for name, (mark, color) in marks.items():
-        steps, counts = points(lines, name, "topology")
-        if steps:
-            axes.plot(
-                steps, counts, mark, color=color, markersize=4, alpha=0.8, label=name
-            )
-    if not axes.lines:
-        return None
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure
-
-
-def _dead_units(lines: Sequence[Line]) -> Figure | None:
-    figure, axes = _axes("Units that the masks have cut off", "of all units")
-    drawn = {
-        "dead_units": ("outputs without incoming weights", "v", "#D55E00"),
-        "dead_inputs": ("inputs without weights into the layer", "^", "#0072B2"),
-    }
-    for name, (label, mark, color) in drawn.items():
-        steps, shares = points(lines, name, "topology")
-        if steps:
-            axes.plot(
-                steps, shares, marker=mark, markersize=3.5, color=color, label=label
-            )
-    if not axes.lines:
-        return None
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure
-
-
-def _itop_rate(lines: Sequence[Line]) -> Figure | None:
-    title = "Weights active at least once: ITOP's rate R_s"
-    figure = _curves(lines, "itop_rate", title)
-    if figure is not None:
-        figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.axes[0].set_ylim(0, 1.03)
-    return figure
-
-
-def _gradient_flow(lines: Sequence[Line]) -> Figure | None:
-    title = "Gradient flow (squared norm, active weights)"
-    figure = _curves(lines, "gradient_flow", title)
-    if figure is not None and np.any(np.array(points(lines, "gradient_flow")[1]) > 0):
-        axis = figure.axes[0].yaxis
-        figure.axes[0].set_yscale("log")
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    return figure
-
-
-def _by_layer(
-    lines: Sequence[Line], name: str
-) -> tuple[list[str], list[int], np.ma.MaskedArray] | None:
-    """Gathers a figure of layers as rows and records of them as columns."""
-    columns: dict[int, dict[str, float]] = {}
-    for line in lines:
-        found = {
-            each.removeprefix(f"{name}/"): float(line[each])
-            for each in line
-            if each.startswith(f"{name}/")
-        }
-        if found:
-            columns[line["step"]] = found
-    if not columns:
-        return None
-    paths = sorted(set().union(*columns.values()), key=in_natural_order)
-    steps = sorted(columns)
-    values = [[columns[step].get(path, math.nan) for step in steps] for path in paths]
-    return paths, steps, np.ma.masked_invalid(np.array(values))
 
 
 def _layers(
     lines: Sequence[Line], name: str, title: str, highest: float | None = None
 ) -> Figure | None:
     """Draws layers as rows, on a logarithmic scale; curves would be too many."""
-    gathered = _by_layer(lines, name)
-    if gathered is None:
+    columns: dict[int, dict[str, float]] = {}
+    for line in lines:
+        found = {
+            each.removeprefix(f"{name}/"): float(value)
+            for each, value in line.items()
+            if each.startswith(f"{name}/")
+        }
+        if found:
+            columns[line["step"]] = found
+    paths = sorted(set().union(*columns.values()), key=in_natural_order)
+    steps = sorted(columns)
+    each = [[columns[step].get(path, math.nan) for step in steps] for path in paths]
+    # Zero has no logarithm, and is worth a color of its own.
+    values = np.ma.masked_less_equal(np.ma.masked_invalid(np.array(each)), 0.0)
+    if not columns or (name.startswith("dead") and not values.count()):
         return None
-    paths, steps, values = gathered
-    # Zero has no logarithm, and is worth a colour of its own.
-    values = np.ma.masked_less_equal(values, 0.0)
     lowest = values.min() if values.count() else 0.5
     highest = highest or (values.max() if values.count() else 1.0)
     figure = Figure(figsize=(11, 1.3 + 0.19 * len(paths)), layout="constrained")
@@ -295,51 +246,23 @@ def _layers(
     return figure
 
 
-def _cut_off_by_layer(lines: Sequence[Line], name: str, title: str) -> Figure | None:
-    """Draws nothing for a run in which no unit was ever cut off."""
-    gathered = _by_layer(lines, name)
-    if gathered is None or not np.any(gathered[2].filled(0) > 0):
-        return None
-    return _layers(lines, name, f"{title} (logarithmic; grey for none)", highest=1.0)
-
-
-# What has a figure or a place of its own.
-_DRAWN = {"step", "kind", "loss", "accuracy", "sparsity", "churn", "dropped", "grown"}
-_DRAWN |= {"learning_rate", "examples_per_second", "active", "updates", "skipped"}
-_DRAWN |= {"itop_rate", "gradient_flow", "dead_units", "dead_inputs", "empty_layers"}
-_DRAWN |= {"stray", "empty"}
-
-
 def draw_figures(
     lines: Sequence[Line], target: float | None, speed: Sequence[Line] = ()
-) -> list[tuple[str, str]]:
-    """Draws all that the record holds something for."""
-    names = {name for line in lines for name in line} - _DRAWN
-    others = sorted(name for name in names if not name.startswith(_BY_LAYER))
-    density = "Density by layer (logarithmic; grey where no weight is active)"
-    flow = "Gradient flow by layer (logarithmic; grey where there is none)"
-    outputs = "Share of output units without incoming weights"
-    inputs = "Share of input units without weights into the layer"
+) -> Iterator[str]:
+    """Yields HTML of a figure for all that the record holds something for."""
+    others = {name for line in lines for name in line if "/" not in name} - _UNDRAWN
+    everything = [*lines, *speed]
     with matplotlib.rc_context(_SETTINGS):
-        figures = [
-            ("", _loss(lines)),
-            ("", _accuracy(lines)),
-            ("", _density(lines, target)),
-            ("", _churn(lines)),
-            ("", _exchange(lines)),
-            ("", _itop_rate(lines)),
-            ("", _gradient_flow(lines)),
-            ("", _dead_units(lines)),
-            ("wide", _layers(lines, "density", density, highest=1.0)),
-            ("wide", _layers(lines, "gradient_flow", flow)),
-            ("wide", _cut_off_by_layer(lines, "dead_units", outputs)),
-            ("wide", _cut_off_by_layer(lines, "dead_inputs", inputs)),
-            ("", _curves(lines, "learning_rate", "Learning rate")),
-            ("", _throughput(speed)),
-            ("", _data_wait(speed)),
-            *(("", _curves(lines, name, name)) for name in others),
+        figures = [_density(lines, target)]
+        figures += [_curves(everything, t, names, **how) for t, names, how in _FIGURES]
+        figures += [_curves(lines, name, {name: ""}) for name in sorted(others)]
+        wide = [
+            _layers(lines, name, title, None if name == "gradient_flow" else 1.0)
+            for name, title in _LAYER_FIGURES.items()
         ]
-        return [(place, _image(figure)) for place, figure in figures if figure]
+        for place, group in (("", figures), ("wide", wide)):
+            for figure in filter(None, group):
+                yield f'<figure class="{place}">{_image(figure)}</figure>'
 
 
 def _image(figure: Figure) -> str:
@@ -353,29 +276,6 @@ def _image(figure: Figure) -> str:
 
 
 # The page.
-
-Layer = Mapping[str, Any]
-
-
-def _find(config: Any, *names: str) -> Any:
-    """Looks a setting up by its name, outer fields first; a group gives its "name"."""
-    level = [config]
-    while level := [group for group in level if isinstance(group, Mapping)]:
-        for name in names:
-            for group in level:
-                value = group.get(name)
-                if isinstance(value, Mapping):
-                    value = value.get("name")
-                if value is not None:
-                    return value
-        level = [inner for group in level for inner in group.values()]
-    return None
-
-
-def _find_number(config: Any, *names: str) -> float | None:
-    value = _find(config, *names)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number else None
 
 
 def _percent(value: float | None) -> str:
@@ -391,58 +291,44 @@ def _prunable(layers: Sequence[Layer]) -> tuple[int, int]:
     return weights, active
 
 
-def _final_sparsity(layers: Sequence[Layer] | None) -> list[float]:
-    weights, active = _prunable(layers or [])
-    return [1 - active / weights] if weights else []
-
-
 def _tiles(
-    lines: Sequence[Line],
-    layers: Sequence[Layer] | None,
-    config: Any,
-    target: float | None,
-) -> list[tuple[str, str, str]]:
-    """Gives the numbers to see first as (label, value, note)."""
-    tiles = []
+    lines: Sequence[Line], layers: Sequence[Layer], config: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Yields the numbers to see first as (label, value, note)."""
     steps, values = points(lines, "accuracy", "test")
     test_at = dict(zip(steps, values))
     if steps:
         at = f"step {steps[-1]:,}"
-        tiles.append(("Test accuracy, last step", _percent(values[-1]), at))
+        yield "Test accuracy, last step", _percent(values[-1]), at
     best = best_validation(lines)
     if best is not None:
         step, accuracy = best
-        note = f"step {step:,}"
-        if step not in test_at:
-            note += ", where the test set was not evaluated"
-        tiles += [
-            ("Test accuracy, best validation", _percent(test_at.get(step)), note),
-            ("Best validation accuracy", _percent(accuracy), f"step {step:,}"),
-        ]
+        at = f"step {step:,}"
+        note = at if step in test_at else f"{at}, where the test set was not evaluated"
+        yield "Test accuracy, best validation", _percent(test_at.get(step)), note
+        yield "Best validation accuracy", _percent(accuracy), at
     # Masks that never change leave no line of their own.
-    sparsities = points(lines, "sparsity")[1] or _final_sparsity(layers)
+    weights, active = _prunable(layers)
+    final = [1 - active / weights] if weights else []
+    sparsities = points(lines, "sparsity")[1] or final
     if sparsities:
+        target = config.get("sparsity")
         note = "" if target is None else f"target {_percent(target)}"
-        tiles.append(("Sparsity, realised", _percent(sparsities[-1]), note))
+        yield "Sparsity, realized", _percent(sparsities[-1]), note
     if lines:
-        total = _find_number(config, "total_steps")
+        last, total = lines[-1]["step"], config.get("total_steps")
         note = "" if total is None else f"of {total:,.0f}"
-        if total is not None and lines[-1]["step"] < total:
+        if total is not None and last < total:
             note += ", unfinished"
-        tiles.append(("Last recorded step", f"{lines[-1]['step']:,}", note))
-    empty = points(lines, "empty_layers", "topology")[1]
-    if empty and empty[-1] > 0:
-        note = "nothing passes through them"
-        tiles.append(("Layers without an active weight", f"{empty[-1]:,.0f}", note))
-    skipped = points(lines, "skipped", "topology")[1]
-    if skipped and skipped[-1] > 0:
-        note = "gradients or weights were not finite"
-        tiles.append(("Topology updates skipped", f"{skipped[-1]:,.0f}", note))
-    stray = points(lines, "stray", "topology")[1]
-    if stray and stray[-1] > 0:
-        note = "the network is denser than its masks"
-        tiles.append(("Weights not 0 outside the masks", f"{stray[-1]:,.0f}", note))
-    return tiles
+        yield "Last recorded step", f"{last:,}", note
+    for name, label, note in (
+        ("empty_layers", "Layers without an active weight", "nothing passes them"),
+        ("skipped", "Topology updates skipped", "gradients or weights not finite"),
+        ("stray", "Weights not 0 outside the masks", "denser than its masks"),
+    ):
+        found = points(lines, name, "topology")[1]
+        if found and found[-1] > 0:
+            yield label, f"{found[-1]:,.0f}", note
 
 
 def _layer_table(layers: Sequence[Layer]) -> str:
@@ -452,16 +338,17 @@ def _layer_table(layers: Sequence[Layer]) -> str:
     def add(
         path: str, shape: str, weights: int, active: int | None, style: str
     ) -> None:
-        density = None if active is None else active / max(weights, 1)
-        share = "-" if density is None else f"{1 - density:.4f}"
-        width = 100.0 if density is None else 100 * density
+        density = 1.0 if active is None else active / max(weights, 1)
+        cells = (
+            f"{weights:,}",
+            f"{weights if active is None else active:,}",
+            "-" if active is None else f"{1 - density:.4f}",
+        )
         rows.append(
             f'<tr class="{style}"><td>{escape(path)}</td><td>{escape(shape)}</td>'
-            f"<td class=n>{weights:,}</td>"
-            f"<td class=n>{weights if active is None else active:,}</td>"
-            f"<td class=n>{share}</td>"
-            f'<td><span class=bar><span style="width:{width:.2f}%"></span></span></td>'
-            "</tr>"
+            + "".join(f"<td class=n>{cell}</td>" for cell in cells)
+            + f'<td><span class=bar><span style="width:{100 * density:.2f}%"></span>'
+            "</span></td></tr>"
         )
 
     for layer in sorted(layers, key=lambda layer: in_natural_order(layer["path"])):
@@ -474,25 +361,13 @@ def _layer_table(layers: Sequence[Layer]) -> str:
     add("prunable", "", prunable, kept, "total")
     if prunable < every:
         add("all", "", every, every - prunable + kept, "total")
-    head = "".join(
-        f"<th{' class=n' if number else ''}>{name}</th>"
-        for name, number in (
-            ("path", False),
-            ("shape", False),
-            ("weights", True),
-            ("active", True),
-            ("sparsity", True),
-            ("density", False),
-        )
+    numbers = "".join(
+        f"<th class=n>{n}</th>" for n in ("weights", "active", "sparsity")
     )
+    head = f"<th>path</th><th>shape</th>{numbers}<th>density</th>"
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
-
-
-def _details(title: str, content: Any) -> str:
-    text = escape(json.dumps(content, indent=2))
-    return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -511,34 +386,26 @@ p {{ margin: 4px 0 0; color: #52606D; }}
 .tiles {{ display: grid; gap: 12px; margin: 20px 0;
   grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); }}
 .tiles div, figure, .card, details {{ background: #FFF; border: 1px solid #E1E5E9;
-  border-radius: 8px; }}
-.tiles div {{ padding: 12px 14px; }}
+  border-radius: 8px; padding: 8px 14px; }}
 .tiles span {{ display: block; font-size: 13px; color: #52606D; }}
-.tiles span:first-child {{ min-height: 3em; }}
-.tiles b {{ display: block; font-size: 22px; line-height: 1.35;
-  font-variant-numeric: tabular-nums; }}
+.tiles b {{ display: block; font-size: 22px; font-variant-numeric: tabular-nums; }}
 .figures {{ display: grid; gap: 12px; grid-template-columns: repeat(2, 1fr); }}
-figure {{ margin: 0; padding: 8px; min-width: 0; }}
+figure {{ margin: 0; min-width: 0; }}
 figure.wide {{ grid-column: 1 / -1; }}
 img {{ display: block; width: 100%; height: auto; }}
-.card {{ padding: 4px 14px 10px; overflow-x: auto; }}
+.card {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13px;
   font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: 4px 10px 4px 0; white-space: nowrap;
   border-bottom: 1px solid #EEF0F2; }}
-th {{ color: #52606D; font-weight: 600; }}
 .n {{ text-align: right; padding-right: 18px; }}
 .dense {{ color: #7B8794; }}
-.total td {{ font-weight: 600; border-bottom: 0; border-top: 1px solid #CBD2D9; }}
-.bar {{ display: block; width: 140px; height: 8px; background: #E6E9EC;
-  border-radius: 4px; overflow: hidden; }}
+.total td {{ font-weight: 600; }}
+.bar {{ display: block; width: 140px; height: 8px; background: #E6E9EC; }}
 .bar span {{ display: block; height: 100%; background: #0072B2; }}
-.dense .bar span {{ background: #B8C2CC; }}
-details {{ margin-top: 12px; padding: 10px 14px; }}
-summary {{ cursor: pointer; font-weight: 600; }}
+details {{ margin-top: 12px; }}
 pre {{ margin: 10px 0 0; overflow-x: auto; font-size: 13px; }}
 @media (max-width: 760px) {{ .figures {{ grid-template-columns: 1fr; }} }}
-@media print {{ body {{ background: #FFF; }} figure, tr {{ break-inside: avoid; }} }}
 </style>
 </head>
 <body>
@@ -550,52 +417,40 @@ pre {{ margin: 10px 0 0; overflow-x: auto; font-size: 13px; }}
 """
 
 
-def _title(config: Any, target: float | None) -> str:
-    parts = [
-        _find(config, "method"),
-        _find(config, "model"),
-        _find(config, "dataset", "data"),
-        None if target is None else f"{100 * target:.4g} % sparse",
-    ]
-    return " · ".join(str(part) for part in parts if part is not None) or "A run"
-
-
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def write_report(workdir: str | Path) -> Path:
-    """Writes `report.html`, one page that opens without a network."""
+    """Writes `report.html` of a run, finished or not."""
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise ValueError(f"workdir must be the directory of a run; got {workdir}.")
     lines = read_metrics(workdir)
-    config, environment, layers = (
-        _read_json(workdir / f"{name}.json")
-        for name in ("config", "environment", "layers")
+    config, environment = (
+        _read_json(workdir / f"{name}.json") or {} for name in ("config", "environment")
     )
-    target = _find_number(config, "sparsity", "final_sparsity")
-    title = escape(_title(config, target))
+    layers = _read_json(workdir / "layers.json") or []
+    target = config.get("sparsity")
+    parts = [config.get(name) for name in ("method", "model", "dataset")]
+    parts.append(None if target is None else f"{100 * target:.4g} % sparse")
+    title = escape(" · ".join(map(str, filter(None, parts))) or "A run")
     body = [f"<h1>{title}</h1>"]
     if environment:
-        about = (
-            f"{environment.get('device_count')} x {environment.get('device_kind')}, "
-            f"started {environment.get('start_time')}"
+        body.append(
+            f"<p>{environment.get('device_count')} x "
+            f"{escape(str(environment.get('device_kind')))}, started "
+            f"{escape(str(environment.get('start_time')))}</p>"
         )
-        body.append(f"<p>{escape(about)}</p>")
     if not lines:
         body.append("<p>No metrics are recorded yet.</p>")
-    tiles = "".join(
+    tiles = [
         f"<div><span>{escape(label)}</span><b>{escape(value)}</b>"
         f"<span>{escape(note)}</span></div>"
-        for label, value, note in _tiles(lines, layers, config, target)
-    )
-    if tiles:
-        body.append(f'<div class="tiles">{tiles}</div>')
-    figures = "".join(
-        f'<figure class="{place}">{image}</figure>'
-        for place, image in draw_figures(lines, target, read_speed(workdir))
-    )
+        for label, value, note in _tiles(lines, layers, config)
+    ]
+    body.append(f'<div class="tiles">{"".join(tiles)}</div>')
+    figures = "".join(draw_figures(lines, target, read_speed(workdir)))
     if figures:
         body.append(f'<h2>Course of the run</h2><div class="figures">{figures}</div>')
     if layers:
@@ -604,12 +459,11 @@ def write_report(workdir: str | Path) -> Path:
             "<p>Masks simulate sparsity: an inactive weight is a stored zero, and "
             "takes as much memory and time as any other.</p>"
         )
-    if config or environment:
-        body.append("<h2>How it was made</h2>")
-    if config:
-        body.append(_details("Configuration", config))
-    if environment:
-        body.append(_details("Environment", environment))
+    for name, content in (("Configuration", config), ("Environment", environment)):
+        if content:
+            text = escape(json.dumps(content, indent=2))
+            summary = f"<summary>{name}</summary>"
+            body.append(f"<details>{summary}<pre>{text}</pre></details>")
     path = workdir / "report.html"
     write_atomically(path, _PAGE.format(title=title, body="\n".join(body)))
     return path

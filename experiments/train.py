@@ -8,6 +8,7 @@ of is in `experiments.run`, one step in `experiments.step`, where batches come f
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -62,7 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     stop and has saved its state.
     """
     main = jax.process_index() == 0
-    with contextlib.ExitStack() as stack:
+    with _full_disk_in_a_sentence(workdir), contextlib.ExitStack() as stack:
         storage = stack.enter_context(open_storage(workdir, active=main))
         run = prepare_run(config)
         plain = json.loads(config.to_json_best_effort())
@@ -102,6 +103,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         best_checkpoint.close()
         _write_end(run, storage, state)
         return Outcome(run.parallel.to_saved(state), job.test_accuracy, job.best, speed)
+
+
+@contextlib.contextmanager
+def _full_disk_in_a_sentence(workdir: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ValueError(
+            f"workdir must have room for the record; got '{workdir}': "
+            f"{error.strerror}; run the command again when it has."
+        ) from error
 
 
 def _write_end(run: Run, storage: Storage, state: TrainState) -> None:

@@ -140,7 +140,7 @@ def test_help_lists_all_fields_of_a_configuration():
     text = launch._help()
     for field in base_config():
         assert f"--config.{field}" in text, field
-    assert "--config.learning_rate = 0.1" in text and "host:port of process 0" in text
+    assert "--config.learning_rate=0.1" in text and "host:port of process 0" in text
 
 
 def test_sigterm_is_given_back_when_the_run_fails():

@@ -351,8 +351,8 @@ class TestEnvironment:
 
 CONFIG = {
     "method": "granet <b>&",
-    "model": {"name": "res$net$"},
-    "data": {"name": "cifar10"},
+    "model": "res$net$",
+    "dataset": "cifar10",
     "sparsity": 0.95,
     "total_steps": 40,
 }
@@ -402,10 +402,10 @@ class TestReport:
             "Test accuracy, last step": ("71.88 %", "step 30"),
             "Test accuracy, best validation": ("68.75 %", "step 20"),
             "Best validation accuracy": ("81.25 %", "step 20"),
-            "Sparsity, realised": ("75.00 %", "target 95.00 %"),
+            "Sparsity, realized": ("75.00 %", "target 95.00 %"),
             "Last recorded step": ("30", "of 40, unfinished"),
-            "Layers without an active weight": ("2", "nothing passes through them"),
-            "Topology updates skipped": ("1", "gradients or weights were not finite"),
+            "Layers without an active weight": ("2", "nothing passes them"),
+            "Topology updates skipped": ("1", "gradients or weights not finite"),
         }
 
     def test_page_escapes_and_needs_no_network(self, tmp_path):
@@ -423,10 +423,9 @@ class TestReport:
         for title in (
             "Weights active at least once: ITOP&#x27;s rate R_s",
             "Gradient flow (squared norm, active weights)",
-            "Units that the masks have cut off",
-            "Gradient flow by layer (logarithmic; grey where there is none)",
-            "Share of output units without incoming weights (logarithmic; grey for "
-            "none)",
+            "Units that the masks have cut off, of all units",
+            "Gradient flow by layer (logarithmic; gray where there is none)",
+            "Share of output units without incoming weights",
         ):
             assert f'alt="{title}"' in page
         assert "Share of input units" not in page  # every input unit is read
@@ -461,7 +460,7 @@ class TestReport:
         record_run(tmp_path)
         (tmp_path / "metrics.jsonl").unlink()
         found = tiles(write_report(tmp_path).read_text())
-        assert found == {"Sparsity, realised": ("87.00 %", "target 95.00 %")}
+        assert found == {"Sparsity, realized": ("87.00 %", "target 95.00 %")}
 
     def test_equal_records_give_equal_pages(self, tmp_path):
         record_run(tmp_path)

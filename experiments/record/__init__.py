@@ -6,6 +6,7 @@ is for watching alone, TensorBoard's event files and `speed.jsonl`, never stops 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -96,7 +97,7 @@ class MetricWriter:
         }
         text = json.dumps(line, allow_nan=False).encode() + b"\n"
         if self._file.write(text) != len(text):  # only a part: the disk is full
-            raise OSError(f"{self._path} could not be written whole")
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
         self._add_events(step, kind, numbers)
 
     def watch(self, step: int, **numbers: float) -> None:
