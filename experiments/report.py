@@ -169,8 +169,7 @@ def _curves(
         return None
     best = best_validation(lines) if marks_best else None
     if best is not None:
-        look = {"color": _GRAY, "linewidth": 1, "linestyle": ":"}
-        axes.axvline(best[0], label="best validation", **look)
+        axes.axvline(best[0], label="best validation", color=_GRAY, linestyle=":")
     if len(axes.lines) > 1:
         axes.legend()
     if percent:
@@ -194,8 +193,8 @@ def _density(lines: Sequence[Line], target: float | None) -> Figure | None:
     axes.plot(steps, density, color=_BLUE, drawstyle="steps-post")
     axes.fill_between(steps, density, step="post", color=_BLUE, alpha=0.12)
     if target is not None:
-        look = {"color": _GRAY, "linewidth": 1, "linestyle": ":"}
-        axes.axhline(1 - target, label=f"target {1 - target:.4g}", **look)
+        text = f"target {1 - target:.4g}"
+        axes.axhline(1 - target, label=text, color=_GRAY, linestyle=":")
         axes.legend()
     axes.set_ylim(0, 1.03)
     return figure
