@@ -91,47 +91,10 @@ class ArraySplit:
 
 
 @dataclass(frozen=True)
-class FileSplit:
-    """Examples in image files, named by text, a fraction of what a `Path` takes."""
+class ReadSplit:
+    """Examples that are read and decoded one by one: those of some rows."""
 
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Counts the examples."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one."""
-        file = self.files[index]
-        try:
-            image = _decode(Path(file).read_bytes())
-        except OSError as error:  # PIL's errors are of this kind
-            raise ValueError(f"{file} cannot be read as an image: {error}.") from None
-        return {"image": image, "label": self.labels[index]}
-
-
-@dataclass(frozen=True)
-class RecordSplit:
-    """Examples in TFDS records, decoded by PIL whatever else is installed."""
-
-    source: Sequence[Mapping[str, Any]]
-
-    def __len__(self) -> int:
-        """Counts the examples."""
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one."""
-        record = self.source[index]
-        return {"image": _decode(record["image"]), "label": int(record["label"])}
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some examples of a split, by their rows."""
-
-    split: Split
+    read: Callable[[int], Example]
     rows: np.ndarray
 
     def __len__(self) -> int:
@@ -140,7 +103,7 @@ class Subset:
 
     def __getitem__(self, index: int) -> Example:
         """Reads one."""
-        return self.split[int(self.rows[index])]
+        return self.read(int(self.rows[index]))
 
 
 class Dataset(NamedTuple):
@@ -227,10 +190,10 @@ def _decode(encoded: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def _subset(split: Split, rows: np.ndarray) -> Split:
+def _subset(split: Any, rows: np.ndarray) -> Split:
     if isinstance(split, ArraySplit):
         return ArraySplit(split.images[rows], split.labels[rows])
-    return Subset(split, rows)
+    return ReadSplit(split.read, split.rows[rows])
 
 
 def _moments(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -331,12 +294,21 @@ def _tfds(name: str, data_dir: str | None) -> _Parts:
         )
     keep_encoded = {"image": tfds.decode.SkipDecoding()}
     splits = [
-        RecordSplit(builder.as_data_source(split=split, decoders=keep_encoded))
+        _record_split(builder.as_data_source(split=split, decoders=keep_encoded))
         for split in ("train", _TEST_SPLIT[name])
     ]
     classes = builder.info.features["label"].num_classes
     train, test = splits if name == "imagenet2012" else map(_into_memory, splits)
     return train, test, classes
+
+
+def _record_split(source: Sequence[Mapping[str, Any]]) -> ReadSplit:
+    def read(row: int) -> Example:
+        # PIL decodes, so that what else is installed does not change a pixel.
+        record = source[row]
+        return {"image": _decode(record["image"]), "label": int(record["label"])}
+
+    return ReadSplit(read, np.arange(len(source)))
 
 
 def _into_memory(split: Split) -> ArraySplit:
@@ -434,11 +406,21 @@ def _by_class(folder: Path, number: Mapping[str, int]) -> _Files:
     return found
 
 
-def _file_split(examples: Sequence[tuple[Path, int]]) -> FileSplit:
-    return FileSplit(
-        files=tuple(str(path) for path, _ in examples),
-        labels=tuple(label for _, label in examples),
-    )
+def _file_split(examples: _Files) -> ReadSplit:
+    # Text takes a fraction of what a `Path` does, in memory and on the way to a worker.
+    files = [str(path) for path, _ in examples]
+    labels = [label for _, label in examples]
+
+    def read(row: int) -> Example:
+        try:
+            image = _decode(Path(files[row]).read_bytes())
+        except OSError as error:  # PIL's errors are of this kind
+            raise ValueError(
+                f"{files[row]} cannot be read as an image: {error}."
+            ) from None
+        return {"image": image, "label": labels[row]}
+
+    return ReadSplit(read, np.arange(len(files)))
 
 
 # The order of examples and the numbers of their augmentation.
@@ -539,9 +521,7 @@ def train_batches(
     takes images as they are. With `workers`, so many processes read instead of threads.
     Call the iterator's `close` when done.
     """
-    _check(batch_size, process_index, process_count, augment, workers)
-    if start_step < 0:
-        raise ValueError(f"start_step must not be negative; got {start_step}.")
+    _check(batch_size, process_count, augment)
     epoch_steps = steps_per_epoch(len(split), batch_size)
     if augment == "cifar":
         check_pad(split[0]["image"].shape[:2], pad, mode)
@@ -583,7 +563,7 @@ def eval_batches(
     The weight of an example is 1, or 0 where the last batch is filled up with copies of
     the last example.
     """
-    _check(batch_size, process_index, process_count, augment, workers)
+    _check(batch_size, process_count, augment)
     local = batch_size // process_count
 
     def cut(row: int, image: np.ndarray) -> np.ndarray:
@@ -621,9 +601,7 @@ def _gather(
     return np.stack(images), np.array(labels, np.int32)
 
 
-def _check(
-    batch_size: int, process_index: int, process_count: int, augment: str, workers: int
-) -> None:
+def _check(batch_size: int, process_count: int, augment: str) -> None:
     if augment not in get_args(Augment):
         raise ValueError(
             f"augment must be one of {get_args(Augment)}; got {augment!r}."
@@ -633,12 +611,6 @@ def _check(
             f"batch_size must be a multiple of the {process_count} processes; got "
             f"{batch_size}."
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must be from 0 to {process_count - 1}; got {process_index}."
-        )
-    if workers < 0:
-        raise ValueError(f"workers must not be negative; got {workers}.")
 
 
 def _iterate(

@@ -23,9 +23,7 @@ from experiments import augment
 from experiments import data as inputs
 from experiments.data import (
     ArraySplit,
-    FileSplit,
-    RecordSplit,
-    Subset,
+    ReadSplit,
     epoch_plan,
     host_plan,
     load_dataset,
@@ -306,10 +304,7 @@ def test_evaluation_with_imagenet_cuts_the_middle(tfds_dir):
             "pad must be from 0 to 7 for images of 10 x 8",
         ),
         ({"process_count": 3}, "batch_size must be a multiple of the 3 processes"),
-        ({"process_index": 1}, "process_index must be from 0 to 0; got 1"),
         ({"batch_size": 40}, "batch_size must be from 1 to the 37 examples"),
-        ({"start_step": -1}, "start_step must not be negative"),
-        ({"workers": -1}, "workers must not be negative"),
     ],
 )
 def test_train_batches_refuses_at_once(arrays, changed, message):
@@ -391,7 +386,7 @@ def test_device_path_is_the_host_path_bit_for_bit(arrays, mode):
 
 def test_device_data_refuses_a_split_on_disk():
     with pytest.raises(ValueError, match="use the host path"):
-        inputs.device_data(FileSplit((), ()), np.zeros(3), np.ones(3))
+        inputs.device_data(ReadSplit(len, np.arange(0)), np.zeros(3), np.ones(3))
 
 
 # Data sets.
@@ -429,7 +424,6 @@ def test_imagenet_from_records(tfds_dir):
     data = load_dataset("imagenet2012", tfds_dir, 5, seed=0)
     assert (len(data.train), len(data.validation), len(data.test)) == (15, 5, 9)
     assert not data.in_memory and data.num_classes == 1000
-    assert isinstance(data.train, Subset) and isinstance(data.test, RecordSplit)
     made = {(i, noise(40 + i, 32, 3, seed=i).tobytes()) for i in range(20)}
     assert label_and_bytes(data.train) | label_and_bytes(data.validation) == made
 
