@@ -13,6 +13,7 @@ Batches come in chunks of some steps, arrays of [steps, examples, ...].
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -219,12 +220,14 @@ class PreemptionWatch:
     """Whether the run should save and leave, at the same step on every process.
 
     A context manager; outside of it, SIGTERM and Ctrl-C do what they did before. A
-    second Ctrl-C ends the run at once.
+    second Ctrl-C ends the run at once. Before the first step there is nothing to save:
+    SIGTERM then ends the process also while XLA compiles, when Python handles nothing.
     """
 
     def __init__(self) -> None:
         """Makes a watch that does not watch yet."""
         self._asked: int | None = None
+        self._has_steps = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "PreemptionWatch":
@@ -237,12 +240,26 @@ class PreemptionWatch:
         ):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._ask)
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._woken = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self._exit_early, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Restores what handled the signals before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            signal.set_wakeup_fd(self._woken)
+            os.close(self._pipe[1])  # which ends the thread
+
+    def _exit_early(self) -> None:
+        while number := os.read(self._pipe[0], 1):  # as soon as a signal comes
+            if number[0] == signal.SIGTERM and not self._has_steps:
+                print("stopped before a step; run the command again.", file=sys.stderr)
+                os._exit(EXIT_PREEMPTED)
+        os.close(self._pipe[0])
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if number == self._asked == signal.SIGINT:
@@ -251,6 +268,7 @@ class PreemptionWatch:
 
     def should_stop(self, step: int) -> bool:
         """Whether to save at this step and leave; every process asks at each one."""
+        self._has_steps = True
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
         return self._asked is not None

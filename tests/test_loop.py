@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -149,6 +152,21 @@ def test_sigterm_is_given_back_when_the_run_fails():
         assert signal.getsignal(signal.SIGTERM) != before
         raise RuntimeError("as any")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_before_the_first_step_is_answered_at_once():
+    """In a sleep, which goes on after a signal as compiling does."""
+    program = (
+        "import os, signal, time\n"
+        "from experiments.parallel import PreemptionWatch\n"
+        "with PreemptionWatch():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75 and "stopped before a step" in done.stderr
 
 
 def test_rate_and_intervals_follow_the_batch():
