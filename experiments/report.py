@@ -41,48 +41,21 @@ _KINDS: dict[Kind, dict[str, Any]] = {
     "test": {"color": _GREEN, "marker": "s", "markersize": 3.5, "linestyle": "--"},
     "topology": {"color": _PURPLE, "marker": "^", "markersize": 3.5},
 }
-# What has a figure of its own: metrics by what they are called there, and how they are
-# drawn. The layout is fixed, as a layout engine takes twice the time.
-_FIGURES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
-    ("Loss", {"loss": ""}, {"marks_best": True}),
-    ("Accuracy", {"accuracy": ""}, {"marks_best": True, "percent": True}),
-    ("Accuracy, top 5", {"top5_accuracy": ""}, {"percent": True}),
-    (
-        "Mask churn at each topology update, of the active weights",
-        {"churn": ""},
-        {"percent": True, "bottom": 0},
-    ),
-    (
-        "Weights dropped and grown at each topology update",
-        {"dropped": "dropped", "grown": "grown"},
-        {"bottom": 0},
-    ),
-    (
-        "Weights active at least once: ITOP's rate R_s",
-        {"itop_rate": ""},
-        {"percent": True, "bottom": 0, "top": 1.03},
-    ),
-    (
-        "Gradient flow (squared norm, active weights)",
-        {"gradient_flow": ""},
-        {"log": True},
-    ),
-    (
-        "Units that the masks have cut off, of all units",
-        {
-            "dead_units": "outputs without incoming weights",
-            "dead_inputs": "inputs without weights into the layer",
-        },
-        {"percent": True, "bottom": 0},
-    ),
-    ("Learning rate", {"learning_rate": ""}, {}),
-    ("Examples per second", {"examples_per_second": ""}, {"bottom": 0}),
-    (
-        "Share of the time spent waiting for data",
-        {"data_wait": ""},
-        {"percent": True, "bottom": 0},
-    ),
-]
+# What has a figure of its own: title, metrics, and of it "best" (validation is marked),
+# "percent", "log" and "zero" (where the axis starts).
+_FIGURES = (
+    ("Loss", ["loss"], "best"),
+    ("Accuracy", ["accuracy"], "best percent"),
+    ("Accuracy, top 5", ["top5_accuracy"], "percent"),
+    ("Mask churn at each topology update", ["churn"], "percent zero"),
+    ("Weights dropped and grown", ["dropped", "grown"], "zero"),
+    ("Active at least once: ITOP's rate R_s", ["itop_rate"], "percent zero"),
+    ("Gradient flow (squared norm, active weights)", ["gradient_flow"], "log"),
+    ("Units without active weights", ["dead_units", "dead_inputs"], "percent zero"),
+    ("Learning rate", ["learning_rate"], ""),
+    ("Examples per second", ["examples_per_second"], "zero"),
+    ("Time spent waiting for data", ["data_wait"], "percent zero"),
+)
 _LAYER_FIGURES = {
     "density": "Density by layer (logarithmic; gray where no weight is active)",
     "gradient_flow": "Gradient flow by layer (logarithmic; gray where there is none)",
@@ -146,39 +119,33 @@ def _axes(title: str) -> tuple[Figure, Axes]:
 
 
 def _curves(
-    lines: Sequence[Line],
-    title: str,
-    names: Mapping[str, str],
-    *,
-    marks_best: bool = False,
-    percent: bool = False,
-    log: bool = False,
-    bottom: float | None = None,
-    top: float | None = None,
+    lines: Sequence[Line], title: str, names: Sequence[str], options: str
 ) -> Figure | None:
-    """Draws a metric by kind, or several with labels; None where there is nothing."""
+    """Draws a metric by kind, or several; None where there is nothing."""
     figure, axes = _axes(title)
-    several = {"color": _RED, "marker": "v"}, {"color": _GREEN, "marker": "^"}
-    for (name, label), style in zip(names.items(), several):
-        for kind, usual in _KINDS.items():
+    for name, color in zip(names, (_RED, _GREEN)):
+        for kind, style in _KINDS.items():
             steps, values = points(lines, name, kind)
-            if steps:
-                look = {**usual, **style} if label else usual
-                axes.plot(steps, values, label=label or kind, **look)
+            if steps and len(names) > 1:
+                axes.plot(steps, values, ".-", label=name, color=color)
+            elif steps:
+                axes.plot(steps, values, label=kind, **style)
     if not axes.lines:
         return None
-    best = best_validation(lines) if marks_best else None
+    best = best_validation(lines) if "best" in options else None
     if best is not None:
         axes.axvline(best[0], label="best validation", color=_GRAY, linestyle=":")
     if len(axes.lines) > 1:
         axes.legend()
-    if percent:
+    if "percent" in options:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if log and any(np.any(np.asarray(line.get_ydata()) > 0) for line in axes.lines):
+    if "zero" in options:
+        axes.set_ylim(bottom=0)
+    is_positive = any(np.any(np.asarray(line.get_ydata()) > 0) for line in axes.lines)
+    if "log" in options and is_positive:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    axes.set_ylim(bottom=bottom, top=top)
     return figure
 
 
@@ -253,8 +220,8 @@ def draw_figures(
     everything = [*lines, *speed]
     with matplotlib.rc_context(_SETTINGS):
         figures = [_density(lines, target)]
-        figures += [_curves(everything, t, names, **how) for t, names, how in _FIGURES]
-        figures += [_curves(lines, name, {name: ""}) for name in sorted(others)]
+        figures += [_curves(everything, *row) for row in _FIGURES]
+        figures += [_curves(lines, name, [name], "") for name in sorted(others)]
         wide = [
             _layers(lines, name, title, None if name == "gradient_flow" else 1.0)
             for name, title in _LAYER_FIGURES.items()
@@ -332,41 +299,30 @@ def _tiles(
 
 def _layer_table(layers: Sequence[Layer]) -> str:
     """Draws up the layers; one that was left dense has no "active" (None)."""
-    rows = []
-
-    def add(
-        path: str, shape: str, weights: int, active: int | None, style: str
-    ) -> None:
+    prunable, kept = _prunable(layers)
+    every = sum(layer["weights"] for layer in layers)
+    total = {"path": "prunable", "shape": None, "weights": prunable, "active": kept}
+    rows = [*sorted(layers, key=lambda layer: in_natural_order(layer["path"])), total]
+    if prunable < every:
+        kept += every - prunable
+        rows.append({**total, "path": "all", "weights": every, "active": kept})
+    body = []
+    for row in rows:
+        weights, active = row["weights"], row["active"]
         density = 1.0 if active is None else active / max(weights, 1)
+        shape = row["shape"]
         cells = (
+            escape(row["path"]),
+            "" if shape is None else "x".join(map(str, shape)) or "scalar",
             f"{weights:,}",
             f"{weights if active is None else active:,}",
             "-" if active is None else f"{1 - density:.4f}",
+            f'<span class=bar style="width:{140 * density:.1f}px"></span>',
         )
-        rows.append(
-            f'<tr class="{style}"><td>{escape(path)}</td><td>{escape(shape)}</td>'
-            + "".join(f"<td class=n>{cell}</td>" for cell in cells)
-            + f'<td><span class=bar><span style="width:{100 * density:.2f}%"></span>'
-            "</span></td></tr>"
-        )
-
-    for layer in sorted(layers, key=lambda layer: in_natural_order(layer["path"])):
-        active = layer["active"]
-        shape = "x".join(map(str, layer["shape"])) or "scalar"
-        style = "dense" if active is None else ""
-        add(layer["path"], shape, layer["weights"], active, style)
-    prunable, kept = _prunable(layers)
-    every = sum(layer["weights"] for layer in layers)
-    add("prunable", "", prunable, kept, "total")
-    if prunable < every:
-        add("all", "", every, every - prunable + kept, "total")
-    numbers = "".join(
-        f"<th class=n>{n}</th>" for n in ("weights", "active", "sparsity")
-    )
-    head = f"<th>path</th><th>shape</th>{numbers}<th>density</th>"
-    return (
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+        body.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    names = ("path", "shape", "weights", "active", "sparsity", "density")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -376,41 +332,25 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ margin: 0; background: #F6F7F9; color: #1F2933;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
-main {{ max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }}
-h1 {{ font-size: 26px; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }}
-h2 {{ font-size: 18px; margin: 32px 0 12px; }}
-p {{ margin: 4px 0 0; color: #52606D; }}
-.tiles {{ display: grid; gap: 12px; margin: 20px 0;
-  grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); }}
-.tiles div, figure, .card, details {{ background: #FFF; border: 1px solid #E1E5E9;
-  border-radius: 8px; padding: 8px 14px; }}
-.tiles span {{ display: block; font-size: 13px; color: #52606D; }}
-.tiles b {{ display: block; font-size: 22px; font-variant-numeric: tabular-nums; }}
-.figures {{ display: grid; gap: 12px; grid-template-columns: repeat(2, 1fr); }}
-figure {{ margin: 0; min-width: 0; }}
-figure.wide {{ grid-column: 1 / -1; }}
-img {{ display: block; width: 100%; height: auto; }}
-.card {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 13px;
-  font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: 4px 10px 4px 0; white-space: nowrap;
-  border-bottom: 1px solid #EEF0F2; }}
-.n {{ text-align: right; padding-right: 18px; }}
-.dense {{ color: #7B8794; }}
-.total td {{ font-weight: 600; }}
-.bar {{ display: block; width: 140px; height: 8px; background: #E6E9EC; }}
-.bar span {{ display: block; height: 100%; background: #0072B2; }}
-details {{ margin-top: 12px; }}
-pre {{ margin: 10px 0 0; overflow-x: auto; font-size: 13px; }}
-@media (max-width: 760px) {{ .figures {{ grid-template-columns: 1fr; }} }}
+body {{ margin: 0 auto; max-width: 1120px; padding: 24px 16px; background: #F6F7F9;
+  color: #1F2933; font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
+p, .tiles span {{ color: #52606D; margin: 4px 0; display: block; font-size: 13px; }}
+.tiles, .figures {{ display: grid; gap: 12px; margin: 16px 0;
+  grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); }}
+.figures {{ grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }}
+.tiles div, figure, table, details {{ background: #FFF; border: 1px solid #E1E5E9;
+  border-radius: 8px; margin: 0; padding: 8px 14px; }}
+.tiles b {{ font-size: 22px; }}
+.wide {{ grid-column: 1 / -1; }}
+img {{ display: block; width: 100%; }}
+table {{ width: 100%; font-size: 13px; }}
+th, td {{ text-align: left; padding: 4px 10px 4px 0; }}
+.bar {{ display: block; height: 8px; background: #0072B2; }}
+pre {{ overflow-x: auto; }}
 </style>
 </head>
 <body>
-<main>
 {body}
-</main>
 </body>
 </html>
 """
@@ -453,7 +393,7 @@ def write_report(workdir: str | Path) -> Path:
     if figures:
         body.append(f'<h2>Course of the run</h2><div class="figures">{figures}</div>')
     if layers:
-        body.append(f'<h2>Layers</h2><div class="card">{_layer_table(layers)}</div>')
+        body.append(f"<h2>Layers</h2>{_layer_table(layers)}")
         body.append(
             "<p>Masks simulate sparsity: an inactive weight is a stored zero, and "
             "takes as much memory and time as any other.</p>"

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -442,14 +441,15 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-# Progress: a bar on a terminal, a line now and then anywhere else.
-
-# Speed is over this many updates: enough to be steady, few enough to follow a change.
-_WINDOW = 100
+# Progress.
 
 
 class Progress:
-    """Shows steps, examples a second, time left and metrics; a context manager."""
+    """Shows steps, examples a second, time left and metrics; a context manager.
+
+    A bar of Rich on a terminal; anywhere else a line now and then, which Rich has not:
+    every `line_every_seconds` at most, and for the last step.
+    """
 
     def __init__(
         self,
@@ -463,50 +463,35 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts to count; draws nothing until it is entered.
-
-        Without a terminal there is a line every `line_every_seconds` at most, and one
-        for the last step. `active` is False on processes other than 0.
-        """
-        self._total = total_steps
+        """Starts to count; `active` is False on processes other than 0."""
         self._examples_per_step = examples_per_step
-        self._description = description
-        self._active = active
-        self._line_every = line_every_seconds
+        self._line_every, self._next_line = line_every_seconds, -math.inf
         self._console = console or Console(stderr=True)
-        self._clock = clock
-        self._next_line = -math.inf
-        self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
-        self._metrics = ""
-        self._bar: rich.progress.Progress | None = None
-        if active and self._console.is_terminal:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}", markup=False),
-                rich.progress.BarColumn(bar_width=24),
-                rich.progress.MofNCompleteColumn(
-                    # On a narrow terminal it is the metrics that are cut short.
-                    table_column=Column(min_width=2 * len(str(total_steps)) + 1)
-                ),
-                rich.progress.TextColumn(
-                    "{task.fields[figures]}",
-                    markup=False,
-                    table_column=Column(no_wrap=True, overflow="ellipsis"),
-                ),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(
-                description, total=total_steps, completed=initial_step, figures=""
-            )
+        self._has_lines = active and not self._console.is_terminal
+        self._clock, self._metrics = clock, ""
+        # On a narrow terminal it is the metrics that are cut short.
+        counts = Column(min_width=2 * len(str(total_steps)) + 1)
+        cut_short = Column(no_wrap=True, overflow="ellipsis")
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.MofNCompleteColumn(table_column=counts),
+            rich.progress.TextColumn(
+                "{task.fields[text]}", markup=False, table_column=cut_short
+            ),
+            console=self._console,
+            get_time=clock,
+            disable=not active or self._has_lines,
+        )
+        self._bar.add_task(
+            description, total=total_steps, completed=initial_step, text=""
+        )
+        [self._task] = self._bar.tasks
 
     @property
     def examples_per_second(self) -> float:
-        """The speed over the last updates; NaN until the second one."""
-        if not self._seen:
-            return math.nan
-        (start, first), (end, last) = self._seen[0], self._seen[-1]
-        if end <= start:
-            return math.nan
-        return (last - first) * self._examples_per_step / (end - start)
+        """The speed of late; NaN until it is known."""
+        return (self._task.speed or math.nan) * self._examples_per_step
 
     def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Shows that steps are done, and metrics until others are given.
@@ -514,42 +499,33 @@ class Progress:
         Reading an array waits for its device: give metrics when you log, not at every
         step.
         """
-        self._seen.append((self._clock(), step))
-        if not self._active:
-            return
         if metrics is not None:
             self._metrics = "  ".join(
                 f"{name} {float(value):.4g}" for name, value in metrics.items()
             )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=self._figures(step))
-        elif self._clock() >= self._next_line or step >= self._total:
+        self._bar.update(self._task.id, completed=step)
+        parts = [self._metrics] if self._metrics else []
+        if (speed := self.examples_per_second) > 0:
+            left = timedelta(seconds=self._task.time_remaining or 0)
+            parts = [f"{speed:,.0f} examples/s", f"{left} left", *parts]
+        self._bar.update(self._task.id, text="  ".join(parts))
+        done = self._task.finished or self._clock() >= self._next_line
+        if self._has_lines and done:
             self._next_line = self._clock() + self._line_every
-            share = 100 * step / max(self._total, 1)
+            share = f"{step:,}/{self._task.total:,.0f} ({self._task.percentage:.1f} %)"
+            text = f"{self._task.description} {share}  {self._task.fields['text']}"
             self._console.print(
-                f"{self._description} {step:,}/{self._total:,} ({share:.1f} %)  "
-                f"{self._figures(step)}".rstrip(),
+                text.rstrip(),
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
 
-    def _figures(self, step: int) -> str:
-        speed = self.examples_per_second
-        figures = [self._metrics] if self._metrics else []
-        if speed > 0:
-            left = (self._total - step) * self._examples_per_step / speed
-            whole = timedelta(seconds=max(round(left), 0))
-            figures = [f"{speed:,.0f} examples/s", f"{whole} left", *figures]
-        return "  ".join(figures)
-
     def __enter__(self) -> "Progress":
         """Starts to draw."""
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Leaves the terminal as it was, below the bar."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
