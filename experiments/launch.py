@@ -56,14 +56,18 @@ def _train(config: ConfigDict, workdir: str) -> None:
         _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     )
     # Later still: JAX must not look for devices before the processes have joined.
+    from experiments.methods import names
+    from experiments.rounds import train_rounds
     from experiments.train import describe_start, train_and_evaluate
+
+    is_in_rounds = config.method in names("after")
 
     if jax.process_index() == 0:
         print(describe_start(config), file=sys.stderr)
     if not command_line.VERBOSE.value:
         _hush_threads()
     try:
-        train_and_evaluate(config, workdir)
+        (train_rounds if is_in_rounds else train_and_evaluate)(config, workdir)
     except Preempted as preempted:
         print(preempted, file=sys.stderr)
         raise SystemExit(preempted.code) from None

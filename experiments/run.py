@@ -26,7 +26,12 @@ from experiments.data import (
     normalize,
     steps_per_epoch,
 )
-from experiments.methods import finds_masks, masks_before_training, sparse_optimizer
+from experiments.methods import (
+    finds_masks,
+    masks_before_training,
+    names,
+    sparse_optimizer,
+)
 from experiments.models import create_model
 from experiments.optimizer import learning_rate, make_optimizer
 from experiments.parallel import AXIS, Parallel, make_parallel
@@ -60,6 +65,7 @@ class Run:
         dataset: The data.
         parallel: How states and batches are placed.
         feed: Where training batches come from.
+        create: Masks -> a state at step 0, not placed; None for the method's own.
         first_state: () -> the state at step 0, pruned if the method does that before
             training.
         image_size: Side of the images that the model sees.
@@ -75,6 +81,7 @@ class Run:
     dataset: Dataset
     parallel: Parallel
     feed: Feed
+    create: Callable[[PyTree], TrainState]
     first_state: Callable[[], TrainState]
     image_size: int
     train: dict[bool, Any]
@@ -87,6 +94,11 @@ class Run:
 def prepare_run(config: ConfigDict) -> Run:
     """Checks the configuration and the data, makes all of a run; compiles nothing."""
     check_config(config)
+    if config.method in names("after"):
+        raise ValueError(
+            f"method must be of one run; got {config.method!r}, which is trained in "
+            "rounds: see `experiments.rounds`."
+        )
     config = following_batch(config)
     dataset = load_dataset(
         config.dataset, config.data_dir, config.validation_examples, config.seed
@@ -118,7 +130,12 @@ def prepare_run(config: ConfigDict) -> Run:
         masks = None
         if finds_masks(config.method):
             masks = first_masks(config, _model(config, dataset, None), dataset, shape)
-        return parallel.put_state(create(masks))
+        state = create(masks)
+        if config.rescale_to_edge_of_chaos:
+            masks = sj.get_masks(state.opt_state)
+            params = sj.rescale_to_edge_of_chaos(state.params, masks)
+            state = state._replace(params=params)
+        return parallel.put_state(state)
 
     with _naming_the_model(config):
         abstract = jax.eval_shape(lambda: create(None))
@@ -148,6 +165,7 @@ def prepare_run(config: ConfigDict) -> Run:
         dataset=dataset,
         parallel=parallel,
         feed=feed,
+        create=create,
         first_state=first_state,
         image_size=side,
         train={may_update: step(may_update) for may_update in (False, True)},

@@ -10,7 +10,14 @@ from experiments.configs.common import METHODS
 
 # Whole numbers by the least that they may be.
 _COUNTS = {
-    0: ("pad", "profile_step", "validation_examples", "warmup_epochs", "workers"),
+    0: (
+        "pad",
+        "profile_step",
+        "rewind_epochs",
+        "validation_examples",
+        "warmup_epochs",
+        "workers",
+    ),
     1: (
         "accumulation",
         "batch_size",
@@ -42,7 +49,8 @@ _REALS = {
         "sparsity",
     ),
     "[0, 1]": ("drop_at", "prune_rate"),
-    "(0, 1]": ("pruning_share",),
+    "(0, 1)": ("round_fraction",),
+    "(0, 1]": ("fine_tune_share", "pruning_share"),
 }
 _CHOICES = {
     "augment": ("cifar", "imagenet", "none"),

@@ -12,13 +12,14 @@ import errno
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from etils import epath
 from ml_collections import ConfigDict
 
 from experiments.checkpoint import Best, Checkpointer
@@ -27,6 +28,7 @@ from experiments.files import write_atomically
 from experiments.methods import is_at_sparsity
 from experiments.parallel import PreemptionWatch
 from experiments.record import (
+    REWIND,
     MetricWriter,
     Progress,
     Storage,
@@ -55,8 +57,16 @@ class Outcome(NamedTuple):
     examples_per_second: float
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    start: Callable[[Run], TrainState] | None = None,
+    rewind_epochs: int = 0,
+) -> Outcome:
     """Trains from the newest checkpoint, or from scratch, to the end of the run.
+
+    `start` makes another first state; the one after `rewind_epochs` is kept.
 
     What does not fit in the configuration, the data or the workdir is a ValueError of
     one sentence, before anything is compiled. Raises `Preempted` when it was asked to
@@ -84,6 +94,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         notes: Mapping[str, Any] = {}
         if restored is None:
             state, best = run.first_state(), Best()
+            if start is not None:
+                state = run.parallel.put_state(start(run))
             check_same_masks(state, 0)
         else:
             state, best, notes = restored
@@ -96,6 +108,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         if restored is None:
             recorder.write_first_layers(state)
         job = Job(run, storage, checkpoints, best_checkpoint, recorder, best)
+        if rewind_epochs:
+            job.rewind_step = rewind_epochs * run.plan.epoch_steps
         state, speed = _train(job, state)
         if job.test_accuracy is None:  # resumed at its end
             job.test_accuracy = accuracy(run, state, run.dataset.test)["accuracy"]
@@ -179,6 +193,7 @@ class Job:
         recorder: Gathers what is written.
         best: The best evaluation so far.
         test_accuracy: Of the last step, once that is reached.
+        rewind_step: The step whose state is kept to rewind to.
     """
 
     run: Run
@@ -188,6 +203,7 @@ class Job:
     recorder: Recorder
     best: Best
     test_accuracy: float | None = None
+    rewind_step: int | None = None
 
     def save(self, state: TrainState, window: Mapping[str, Any]) -> None:
         """Saves all that the run needs to go on."""
@@ -240,6 +256,10 @@ def _train(job: Job, state: TrainState) -> tuple[TrainState, float]:
                 written = step
             elif stop:  # no line more than a run that is not stopped has
                 window = recorder.hold(step)
+            if step == job.rewind_step:
+                kept = open_rewind(run, job.storage.checkpoints.parent)
+                kept.save(state, best=Best()._asdict())
+                kept.close()
             if evaluate:  # before the last checkpoint: a kill must not lose it
                 _evaluate(job, state, step)
             if save or stop:
@@ -251,6 +271,13 @@ def _train(job: Job, state: TrainState) -> tuple[TrainState, float]:
                 job.best_checkpoint.close()
                 raise watch.preempted(step)
     return state, clock.speed() * config.batch_size
+
+
+def open_rewind(run: Run, workdir: Any) -> Checkpointer:
+    """Opens the one checkpoint that rounds of pruning go back to."""
+    folder = epath.Path(workdir).absolute() / REWIND
+    to_saved, from_saved = run.parallel.to_saved, run.parallel.put_state
+    return Checkpointer(folder, {}, 1, to_saved, from_saved)
 
 
 def accuracy(run: Run, state: TrainState, split: Any) -> dict[str, float]:

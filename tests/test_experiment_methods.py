@@ -10,13 +10,13 @@ pytest.importorskip("grain", reason="of the experiments extra")
 
 import sparsejax as sj
 from experiments.configs import digits, imagenet_resnet50
-from experiments.configs.common import METHODS as IMAGE_METHODS
 from experiments.configs.common import base_config
 from experiments.methods import (
     METHODS,
     decayed_leaves,
     finds_masks,
     masks_before_training,
+    names,
     run_flops,
     sparse_optimizer,
 )
@@ -43,6 +43,7 @@ def make_params(seed=0):
     )
 
 
+IMAGE_METHODS = names("before", "during")
 LABELS = [name for name in IMAGE_METHODS if not finds_masks(name)]
 
 

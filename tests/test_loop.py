@@ -290,6 +290,18 @@ def test_masks_before_training_are_of_the_first_batches(digits):
     assert sum(jax.tree.leaves(same)) >= 0.99 * sj.count_prunable(masks)
 
 
+def test_first_weights_are_rescaled_to_the_edge_of_chaos(digits):
+    plain, rescaled = (
+        run.prepare_run(digits(method="static", rescale_to_edge_of_chaos=x))
+        for x in (False, True)
+    )
+    state, found = plain.first_state(), rescaled.first_state().params
+    masks = sj.get_masks(state.opt_state)
+    expected = sj.rescale_to_edge_of_chaos(state.params, masks)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not np.array_equal(found["stem"]["kernel"], state.params["stem"]["kernel"])
+
+
 def test_pruned_before_training_from_end_to_end(
     monkeypatch, no_report, digits, tmp_path
 ):

@@ -7,7 +7,7 @@ from ml_collections.config_dict import placeholder
 
 from experiments.methods import names
 
-METHODS = tuple(names("before", "during"))
+METHODS = tuple(names("before", "during", "after"))
 
 
 def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
@@ -119,6 +119,10 @@ def base_config() -> ConfigDict:
     config.pruning_share = 0.5  # of the run, after which gradual pruning ends
     config.initialization_batches = 1  # that pruning before training looks at
     config.initialization_rounds = placeholder(int)  # None for those of its paper
+    config.rescale_to_edge_of_chaos = False  # the first weights: SBP's rescaling
+    config.round_fraction = 0.2  # that a round of pruning after training takes away
+    config.rewind_epochs = 1  # after which "lottery" goes back to the weights
+    config.fine_tune_share = 0.25  # of a run, at its end: what fine-tuning is
     # Run.
     config.seed = 18
     config.parallel = "pmap"  # "pmap" or "jit"

@@ -40,6 +40,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"  # checkpoint
+REWIND = "rewind"  # the state that rounds of pruning go back to
 _METRICS = "metrics.jsonl"
 _SPEED = "speed.jsonl"
 _EVENTS = "tensorboard"
@@ -338,7 +339,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
     for path in folder.iterdir():
         if not path.is_dir():
             yield path
-        elif path.name not in (CHECKPOINTS, BEST):
+        elif path.name not in (CHECKPOINTS, BEST, REWIND):
             yield from _files(path)
 
 
