@@ -47,16 +47,11 @@ _DECODING = (
 
 
 class Best(NamedTuple):
-    """The evaluation with the highest validation accuracy so far, at full sparsity.
+    """The evaluation with the highest validation accuracy so far, at full sparsity."""
 
-    Attributes:
-        step: Its step; -1 for none yet.
-        validation_accuracy: In [0, 1].
-        test_accuracy: Of the same weights; recorded, never used for a choice.
-    """
-
-    step: int = -1
-    validation_accuracy: float = -1.0
+    step: int = -1  # its step; -1 for none yet
+    validation_accuracy: float = -1.0  # in [0, 1]
+    # Of the same weights; recorded, never used for a choice.
     test_accuracy: float = -1.0
 
 
