@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import digits, edge_of_chaos, study
+from experiments import digits, edge_of_chaos, freezing, study
 from experiments.auto_s_study import experiment as auto_s_study
 from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
@@ -28,8 +28,6 @@ from experiments.configs import (
     polarisation_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
-from experiments.freezing_study import experiment as freezing_study
-from experiments.freezing_study import results as freezing_results
 from experiments.generalization_study import experiment as generalization_study
 from experiments.generalization_study import results as generalization_results
 from experiments.lottery_study import experiment as lottery_study
@@ -136,11 +134,7 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "freezing": Study(
-        freezing_study.run_experiment,
-        _of_records(freezing_results.Record, freezing_results.report),
-        {"digits": (freezing_study.TITLE, freezing_digits.get_config)},
-    ),
+    "freezing": _of_study(freezing.STUDY, {"digits": freezing_digits.get_config}),
     "generalization": Study(
         generalization_study.run_experiment,
         _of_records(generalization_results.Record, generalization_results.report),
