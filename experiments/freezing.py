@@ -163,7 +163,7 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
             networks, np.concatenate(order, axis=1), data.train
         )
         columns = {
-            "method": method,
+            "method": [method] * len(runs),
             "density": [density for density, _ in runs],
             "seed": seeds,
             "validation_accuracy": fit.accuracy(model, params, *data.validation),
@@ -171,7 +171,8 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
             "changed": changed,
             "nonzero": nonzero,
         }
-        return pd.DataFrame(jax.device_get(columns)).to_dict("records")
+        arrays = {name: np.asarray(values) for name, values in columns.items()}
+        return pd.DataFrame(arrays).to_dict("records")
 
     return {method: partial(train, method) for method in config.methods}
 

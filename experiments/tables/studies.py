@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import digits, edge_of_chaos, freezing, study
+from experiments import digits, edge_of_chaos, freezing, polarization, study
 from experiments.auto_s_study import experiment as auto_s_study
 from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
@@ -25,7 +25,7 @@ from experiments.configs import (
     generalization,
     lottery_digits,
     plasticity_digits,
-    polarisation_digits,
+    polarization_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
 from experiments.generalization_study import experiment as generalization_study
@@ -37,8 +37,6 @@ from experiments.plasticity_study import experiment as plasticity_study
 from experiments.plasticity_study import results as plasticity_results
 from experiments.plasticity_study.store import OPERATIONAL
 from experiments.plasticity_study.store import Record as PlasticityRecord
-from experiments.polarisation_study import experiment as polarisation_study
-from experiments.polarisation_study import results as polarisation_results
 from experiments.record.configuration import differences
 from experiments.record.files import write_atomically
 from experiments.tables.render import provenance
@@ -169,15 +167,8 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "polarisation": Study(
-        polarisation_study.run_experiment,
-        _of_records(polarisation_results.Record, polarisation_results.report),
-        {
-            "digits": (
-                "Consensus sub-networks on scikit-learn's digits",
-                polarisation_digits.get_config,
-            )
-        },
+    "polarization": _of_study(
+        polarization.STUDY, {"digits": polarization_digits.get_config}
     ),
 }
 
