@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import digits, edge_of_chaos, freezing, polarization, study
+from experiments import generalization as generalization_study
 from experiments.auto_s_study import experiment as auto_s_study
 from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
@@ -28,8 +29,6 @@ from experiments.configs import (
     polarization_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
-from experiments.generalization_study import experiment as generalization_study
-from experiments.generalization_study import results as generalization_results
 from experiments.lottery_study import experiment as lottery_study
 from experiments.lottery_study import results as lottery_results
 from experiments.lottery_study.store import Record as LotteryRecord
@@ -71,9 +70,14 @@ def _of_records(
 
 
 def _of_study(
-    what: study.Study, configs: Mapping[str, Callable[[], ConfigDict]]
+    what: study.Study,
+    configs: Mapping[str, Callable[[], ConfigDict]],
+    **titles: str,
 ) -> Study:
-    """Makes a table of a study of one file, its parts by their configurations."""
+    """Makes a table of a study of one file, its parts by their configurations.
+
+    The title of a part is the study's, unless it has one in `titles`.
+    """
 
     def report(content: Content, title: str) -> str:
         frame, config = study.frame_of(content), ConfigDict(content["config"])
@@ -82,7 +86,7 @@ def _of_study(
     return Study(
         partial(study.run, what),
         report,
-        {part: (what.title, config) for part, config in configs.items()},
+        {p: (titles.get(p, what.title), config) for p, config in configs.items()},
     )
 
 
@@ -133,19 +137,13 @@ STUDIES: Mapping[str, Study] = {
         },
     ),
     "freezing": _of_study(freezing.STUDY, {"digits": freezing_digits.get_config}),
-    "generalization": Study(
-        generalization_study.run_experiment,
-        _of_records(generalization_results.Record, generalization_results.report),
+    "generalization": _of_study(
+        generalization_study.STUDY,
         {
-            "axis": (
-                "Pruning before training and generalisation",
-                generalization.get_config,
-            ),
-            "spread": (
-                "The control: each signal is spread over 100 coordinates",
-                generalization.get_spread_config,
-            ),
+            "axis": generalization.get_config,
+            "spread": generalization.get_spread_config,
         },
+        spread="The control: each signal is spread over 100 coordinates",
     ),
     "lottery": Study(
         lottery_study.run_experiment,
