@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments import auto_s as auto_s_study
 from experiments import digits, edge_of_chaos, freezing, polarization, study
 from experiments import generalization as generalization_study
-from experiments.auto_s_study import experiment as auto_s_study
-from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
 from experiments.comparison.results import report as comparison_report
 from experiments.configs import (
@@ -98,11 +97,7 @@ def _of_methods(content: Content, title: str) -> str:
 
 
 STUDIES: Mapping[str, Study] = {
-    "auto_s": Study(
-        auto_s_study.run_experiment,
-        _of_records(auto_s_results.Record, auto_s_results.report),
-        {"digits": (auto_s_study.TITLE, auto_s.get_config)},
-    ),
+    "auto_s": _of_study(auto_s_study.STUDY, {"digits": auto_s.get_config}),
     "before_during_after": Study(
         digits.compare,
         _of_methods,
