@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 import sparsejax as sj
 
@@ -111,6 +112,46 @@ def cross_entropy(model: nn.Module) -> Loss:
     return loss
 
 
+def sgd(
+    config: ConfigDict, steps: int, rate: float | None = None
+) -> optax.GradientTransformation:
+    """Makes the SGD of a configuration: Nesterov momentum, a rate that falls to 0."""
+    rate = config.learning_rate if rate is None else rate
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
+    )
+
+
+def descend(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    state: State,
+    items: Any,
+    observe: Callable[[State], PyTree] = lambda state: None,
+    *,
+    length: int | None = None,
+) -> tuple[State, PyTree]:
+    """Trains one run, a step for each item: (state, what is observed after each).
+
+    Not compiled: for functions that are. Items are what the loss takes, stacked.
+    """
+
+    def step(state: State, item: Any) -> tuple[State, PyTree]:
+        grads = jax.grad(loss)(state.params, item)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = State(optax.apply_updates(state.params, updates), opt_state)
+        return state, observe(state)
+
+    return jax.lax.scan(step, state, items, length)
+
+
+def at(loss: Loss, data: Any) -> Loss:
+    """Returns a loss of batches that are given by the places of their examples."""
+    return lambda params, chosen: loss(params, _take(data, chosen))
+
+
 def compile_start(transform: Transform) -> Callable[[Any, PyTree], State]:
     """Returns (own of each run, weights) -> states, with sparse weights, stacked.
 
@@ -133,16 +174,7 @@ def compile_steps(
     """
 
     def steps(own: Any, state: State, order: jax.Array, data: Any) -> Any:
-        tx = transform(own)
-
-        def step(state: State, chosen: jax.Array) -> tuple[State, PyTree]:
-            batch = jax.tree.map(lambda part: part[chosen], data)
-            grads = jax.grad(loss)(state.params, batch)
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            state = State(optax.apply_updates(state.params, updates), opt_state)
-            return state, observe(state)
-
-        return jax.lax.scan(step, state, order)
+        return descend(at(loss, data), transform(own), state, order, observe)
 
     mapped = jax.vmap(steps, in_axes=(0, _AXES, 0, None), out_axes=(_AXES, 0))
     return jax.jit(mapped, donate_argnums=1)

@@ -10,15 +10,14 @@ import pytest
 pytest.importorskip("ml_collections", reason="of the experiments extra")
 
 import sparsejax as sj
-from experiments.configs.polarisation_digits import get_config
+from experiments import polarization, study
+from experiments.configs.polarization_digits import get_config
 from experiments.models.digits_cnn import LAYERS, DigitsCNN
 from experiments.models.gated_digits_cnn import (
     GatedDigitsCNN,
     static_network,
     without_gates,
 )
-from experiments.polarisation_study.experiment import run_experiment
-from experiments.polarisation_study.settings import check_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -111,17 +110,17 @@ def test_study_at_toy_size(tmp_path):
     config = get_config()
     config.update({"epochs": 2, "seeds": (0, 1), "targets": (0.5,)})
     config.update({"validation_share": 0.45, "test_share": 0.45})  # few to train on
-    run_experiment(config, tmp_path)
+    study.run(polarization.STUDY, config, tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())
     rows = [dict(zip(content["columns"], row)) for row in content["rows"]]
     assert [(row["form"], row["target"], row["seed"]) for row in rows] == [
         (form, 1.0 if form == "dense" else 0.5, seed)
-        for form in ("polarised", "no_penalty", "random", "dense", "magnitude")
+        for form in ("polarized", "no_penalty", "random", "dense", "magnitude")
         for seed in (0, 1)
     ]
     by_form = {(row["form"], row["seed"]): row for row in rows}
     for seed in (0, 1):
-        wanted, dense = by_form["polarised", seed], by_form["dense", seed]
+        wanted, dense = by_form["polarized", seed], by_form["dense", seed]
         assert len(wanted["undecided"]) == 2
         for form in ("random", "magnitude"):
             row = by_form[form, seed]
@@ -139,7 +138,7 @@ def test_study_at_toy_size(tmp_path):
     [
         ("targets", (0.5, 1.0)),
         ("seeds", (1,)),
-        ("polarisation", 0.0),
+        ("polarization", 0.0),
         ("activation", -1.0),
         ("epochs", 1),
         ("batch_size", 900),
@@ -148,7 +147,7 @@ def test_study_at_toy_size(tmp_path):
 )
 def test_config_is_checked(field, value):
     config = get_config()
-    check_config(config)
+    study.check_config(polarization.STUDY, config)
     config[field] = value
     with pytest.raises(ValueError, match=rf"config\.{field} must be .*; got "):
-        check_config(config)
+        study.check_config(polarization.STUDY, config)

@@ -1,35 +1,31 @@
-"""Consensus sub-networks by polarisation on scikit-learn's digits, five seeds each.
+"""Consensus sub-networks by polarization on scikit-learn's digits, five seeds each.
 
-    python -m experiments.polarisation \
-        --config=experiments/configs/polarisation_digits.py --workdir=DIR
+    python -m experiments.polarization \
+        --config=experiments/configs/polarization_digits.py --workdir=DIR
 
 The method of arXiv 2302.10798, whose formulas were not found: see
 `sparsejax/methods/consensus.py` for our reading.
 
-Time: about 145 s of CPU time. Result: with the penalty of polarisation, gates can be
+Time: about 145 s of CPU time. Result: with the penalty of polarization, gates can be
 removed without a loss down to a quarter of the units; without it, that costs 3.5 to
 31.8 points. Not told apart from random units of the same number; see
-`docs/polarisation.md`.
+`docs/polarization.md`.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the fields, each explained where it is set."""
     config = ConfigDict()
 
     # The share of all units that is to be on.
     config.targets = (0.75, 0.5, 0.25, 0.1)
     config.seeds = (0, 1, 2, 3, 4)
 
-    # The weights of the two penalties. That of polarisation rises from 0 over the first
+    # The weights of the two penalties. That of polarization rises from 0 over the first
     # half of the run: at first units are chosen, then their gates are made to agree.
-    config.polarisation = 20.0
+    config.polarization = 20.0
     config.activation = 3.0
 
     # The data: one stratified split for all runs, as in `digits.py`.
