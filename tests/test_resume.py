@@ -331,6 +331,9 @@ def test_damage_of_any_kind_is_set_aside(two_steps, tmp_path, damage):
     shutil.copytree(two_steps, folder)
     assert restored(folder) == 2
     DAMAGE[damage](folder / "2")
+    reader = Checkpointer(epath.Path(folder), None, None, lambda s: s, lambda s: s)
+    assert reader.restore(LIKE).state.step == 1 and (folder / "2").exists()
+    reader.close()
     assert restored(folder) == 1
     assert {p.name for p in folder.iterdir()} == {"1", "damaged-2-0"}
 
