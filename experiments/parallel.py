@@ -181,7 +181,7 @@ def join_processes(
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, TypeError) as error:
-        if all(given) or "should be defined" not in str(error):
+        if all(given) or "be defined" not in str(error):
             raise ValueError(f"the processes could not be joined: {error}") from None
         if distributed:
             raise ValueError(
