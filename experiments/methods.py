@@ -37,7 +37,8 @@ class Setup(NamedTuple):
         """The arguments of methods that make their first masks from a sparsity."""
         if self.masks is not None:
             return {"masks": self.masks, "seed": self.seed}
-        return {"distribution": self.config.distribution, "seed": self.seed}
+        distribution = {"distribution": self.config.distribution, "seed": self.seed}
+        return distribution | self.prunable
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -48,7 +49,14 @@ class Setup(NamedTuple):
     @property
     def dense(self) -> dict[str, Any]:
         """Those of methods that start from dense masks."""
-        return {"masks": self.masks, "seed": self.seed}
+        prunable = {} if self.masks is not None else self.prunable
+        return {"masks": self.masks, "seed": self.seed} | prunable
+
+    @property
+    def prunable(self) -> dict[str, Any]:
+        """What the configuration says of the layers to prune, if it does."""
+        chosen = self.config.get("prunable")
+        return {} if chosen is None else {"prunable": chosen}
 
     @property
     def interval(self) -> int:
@@ -104,7 +112,7 @@ def _dsr(setup: Setup) -> sj.SparseTransformation:
 
 def _srigl(setup: Setup) -> sj.SparseTransformation:
     options = setup.periodic | setup.drawn
-    keep = [setup.config.output_layer]
+    keep = [setup.config.output_layer] if setup.config.output_layer else []
     return sj.srigl_transform(setup.inner, keep_neurons=keep, **options)
 
 
@@ -117,6 +125,7 @@ def _top_kast(setup: Setup) -> sj.SparseTransformation:
         update_interval=setup.interval,
         exploration=setup.config.weight_decay,
         distribution=setup.config.distribution,
+        **setup.prunable,
     )
 
 
@@ -290,6 +299,7 @@ def masks_before_training(
     apply_fn: Callable[[PyTree, Any], Any],
     image_shape: tuple[int, ...],
     rounds: int | None,
+    prunable: Any = None,
 ) -> PyTree:
     """Finds the masks of a network that is not trained yet, of exactly a sparsity.
 
@@ -298,7 +308,9 @@ def masks_before_training(
     options: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
     if name == "synflow":
         one_image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-        return sj.synflow(apply_fn, params, [one_image], None, sparsity, **options)
+        return sj.synflow(
+            apply_fn, params, [one_image], None, sparsity, prunable=prunable, **options
+        )
     method: Any = {
         "snip": sj.snip,
         "grasp": sj.grasp,
@@ -306,7 +318,7 @@ def masks_before_training(
         "force": partial(sj.force, **options),
         "drive": partial(sj.drive, **options),
     }[name]
-    return method(loss_fn, params, batches, None, sparsity)
+    return method(loss_fn, params, batches, None, sparsity, prunable=prunable)
 
 
 class RunFlops(NamedTuple):
