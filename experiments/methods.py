@@ -53,16 +53,15 @@ class Setup(NamedTuple):
     @property
     def interval(self) -> int:
         """The update interval: the method's own, or the configuration's for all."""
-        own: Mapping[str, int] = self.config.get("update_intervals", {})
-        return own.get(self.name, self.config.update_interval_steps)
+        intervals: Mapping[str, int | None] = self.config.get("update_intervals", {})
+        own = intervals.get(_RELATIVES.get(self.name, self.name))
+        return self.config.update_interval_steps if own is None else own
 
     @property
     def periodic(self) -> dict[str, Any]:
         """The arguments of methods with a prune rate and an update interval."""
         return {
-            "prune_rate": self.config.prune_rate[
-                _PRUNE_RATES.get(self.name, self.name)
-            ],
+            "prune_rate": self.config.prune_rate[_RELATIVES.get(self.name, self.name)],
             "total_steps": self.total_steps,
             "update_interval": self.interval,
         }
@@ -78,8 +77,8 @@ class Setup(NamedTuple):
         }
 
 
-# Methods that share the prune rate of another.
-_PRUNE_RATES = {"granet_uniform": "granet", "granet_st": "granet"}
+# Methods that share the prune rate and the update interval of another.
+_RELATIVES = {"granet_uniform": "granet", "granet_st": "granet", "gmp_layer": "gmp"}
 
 
 def _static(setup: Setup) -> sj.SparseTransformation:

@@ -9,24 +9,21 @@ import pytest
 pytest.importorskip("grain", reason="of the experiments extra")
 
 import sparsejax as sj
-from experiments.comparison import replicas as rep
-from experiments.comparison.methods import first_sparsity, make_transform
-from experiments.configs import digits, imagenet_resnet50
+from experiments.configs import imagenet_resnet50
 from experiments.configs.common import base_config
-from experiments.record.flops import run_flops
-from experiments.training.optimizer import make_optimizer
-from experiments.training.sparse import (
-    LABELS,
-    NEED_SPARSITY,
-    START_DENSE,
+from experiments.methods import (
     decayed_leaves,
+    names,
+    run_flops,
     sparse_optimizer,
 )
-from experiments.training.top_kast import top_kast_optimizer
+from experiments.top_kast import top_kast_optimizer
+from experiments.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STEPS, SPARSITIES = 40, (0.8, 0.9)
+STEPS = 40
+TRAINED = ["static", *names("during")]
 SHAPES = {"stem": (16, 16), "head": {"kernel": (16, 8), "bias": (8,)}}
 
 
@@ -44,62 +41,7 @@ def make_params(seed=0):
     )
 
 
-def train(tx, params, state):
-    """Trains towards other weights; gives the masks' counts after each step too."""
-    goal = make_params(1)
-
-    def step(carry, _):
-        params, state = carry
-        grads = jax.tree.map(lambda p, g: p - g, params, goal)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), sj.count_active(sj.get_masks(state))
-
-    return jax.lax.scan(step, (params, state), None, length=STEPS)
-
-
-def check(name, sparsity, params, masks, active):
-    if name in ("gmp_layer", "granet_uniform"):
-        kept = sum(round((1 - sparsity) * size) for size in (256, 128))
-    else:
-        kept = round((1 - sparsity) * 384)
-    count = sj.count_active(masks)
-    assert 0 < count <= kept if name == "srigl" else count == kept
-    jax.tree.map(np.testing.assert_array_equal, params, sj.apply_masks(params, masks))
-    assert len(set(active.tolist())) > 1 or name not in START_DENSE
-
-
-# Those that no other test runs side by side.
-@pytest.mark.parametrize(
-    "name", [n for n in LABELS if n not in digits.get_config().methods]
-)
-def test_reaches_the_sparsity(name):
-    """Side by side with a traced sparsity, or one sparsity after the other."""
-    groups = [[s] for s in SPARSITIES] if name in NEED_SPARSITY else [SPARSITIES]
-    for group in groups:
-        config = config_of(name)
-        known = group[0] if name in NEED_SPARSITY else None
-        transform = make_transform(name, optax.sgd(0.1), config, STEPS, known)
-        runs = []
-        for sparsity in group:
-            start = first_sparsity(name, sparsity, config)
-            params = make_params()
-            replica = rep.make_replica(0, sparsity, start, params, "erk")
-            runs.append((replica, params))
-        replicas, params = rep.stack(runs)
-        state = rep.compile_start(transform)(replicas, params)
-
-        def run(replica, state, transform=transform):
-            (params, opt_state), active = train(transform(replica), *state)
-            return params, sj.get_masks(opt_state), active
-
-        axes = (0, rep._STATE_AXES)
-        results = jax.jit(jax.vmap(run, in_axes=axes))(replicas, state)
-        for i, sparsity in enumerate(group):
-            check(name, sparsity, *jax.tree.map(lambda x, i=i: x[i], results))
-
-
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_tells_its_update_steps_and_takes_ordinary_ones(name):
     tx = sparse_optimizer(
         name, optax.sgd(0.1), config_of(name), STEPS, sparsity=0.8, seed=0
@@ -179,7 +121,7 @@ def test_weight_decay_of_top_kast_is_its_penalty():
 
 def test_every_method_has_a_rule_for_its_flops():
     forward = sj.ForwardFlops({"w": 1000}, other=0)
-    for name in LABELS:
+    for name in TRAINED:
         history = [(0, {"w": 0.5})]
         flops = run_flops(name, forward, history, 10, [5], backward={"w": 0.75})
         assert flops.inference == 0.5

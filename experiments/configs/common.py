@@ -44,7 +44,9 @@ def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def method_fields() -> ConfigDict:
-    """Gives what methods have of their own: each its paper's values, none tuned here.
+    """Gives what methods have of their own: their papers' values, none tuned here.
+
+    But for the interval between updates, which is one for all unless it is set.
 
     Returns:
         A configuration's fields, shared by all experiments.
@@ -67,6 +69,10 @@ def method_fields() -> ConfigDict:
             "srigl": 0.3,
             "granet": 0.5,
         }
+    )
+    # Steps between topology updates; None for `update_interval_steps`.
+    fields.update_intervals = ConfigDict(
+        {name: placeholder(int) for name in (*fields.prune_rate, "top_kast", "gmp")}
     )
     # Where sparse-to-sparse GraNet starts.
     fields.granet_st_initial_sparsity = 0.5
