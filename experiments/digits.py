@@ -100,6 +100,8 @@ def _conditions(config: ConfigDict) -> Iterator[Condition]:
         f"in [1, {total_steps}), {total_steps} being the steps of the run",
     )
     yield "initialization_rounds", config.initialization_rounds >= 1, "at least 1"
+    yield "grasp_images_per_class", config.grasp_images_per_class >= 1, "at least 1"
+    yield "drive_dense_epochs", config.drive_dense_epochs >= 1, "at least 1"
     yield "round_fraction", 0 < config.round_fraction < 1, "in (0, 1)"
     yield "fine_tuning_factor", config.fine_tuning_factor > 0, "above 0"
     yield "learning_rate", config.learning_rate > 0, "above 0"

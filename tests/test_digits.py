@@ -19,6 +19,7 @@ from optax import MaskedNode
 import sparsejax as sj
 from experiments import digits
 from experiments.comparison import after_training
+from experiments.comparison import first_masks as first_masks_module
 from experiments.comparison import replicas as rep
 from experiments.comparison.after_training import FORMS, train_and_prune
 from experiments.comparison.figures import (
@@ -47,6 +48,7 @@ from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN, matmul_conv
 from experiments.record.files import writable_directory
 from experiments.training.before_training import LABELS as BEFORE_TRAINING
+from experiments.training.before_training import class_balanced_batch
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 
 ROOT = Path(__file__).parent.parent
@@ -363,6 +365,8 @@ def test_figures_of_any_results(tmp_path):
         ("weight_decay", -1.0),
         ("update_interval_steps", 10_000),
         ("initialization_rounds", 0),
+        ("grasp_images_per_class", 0),
+        ("drive_dense_epochs", 0),
         ("pruning_share", 1.0),
         ("distribution", "random"),
         ("granet_st_initial_sparsity", 0.95),
@@ -407,6 +411,7 @@ def few_steps(quick_compilation):
     config = get_config()
     config.epochs, config.batch_size, config.update_interval_steps = 2, 449, 2
     config.initialization_rounds, config.round_fraction = 2, 0.9
+    config.drive_dense_epochs = 2
     return config, [(0.9, SEEDS[0]), (0.999, SEEDS[1])]
 
 
@@ -433,6 +438,41 @@ def test_masks_before_training_are_of_exact_sparsity_and_differ(first_masks):
     }
     for name, other in itertools.combinations(flat, 2):
         assert (flat[name] != flat[other]).any()
+
+
+def test_grasp_sees_as_many_images_of_each_class():
+    labels = np.array([0] * 9 + [1] * 4 + [3] * 2)
+    images = np.arange(15.0)
+    drawn, classes = class_balanced_batch(images, labels, 4, seed=0)
+    np.testing.assert_array_equal(labels[drawn.astype(int)], classes)
+    assert np.bincount(classes).tolist() == [4, 4, 0, 2]  # all there are of the last
+    assert len(set(drawn)) == 10 and (np.diff(classes) < 0).any()  # shuffled
+    again, _ = class_balanced_batch(images, labels, 4, seed=0)
+    other, _ = class_balanced_batch(images, labels, 4, seed=1)
+    assert (drawn == again).all() and (drawn != other).any()
+
+
+def test_batches_of_pruning_before_training(few_steps, monkeypatch):
+    """Each round another epoch's, some epochs for DRIVE, balanced ones for GraSP."""
+    config, pairs = few_steps
+    calls = []
+    monkeypatch.setattr(
+        first_masks_module,
+        "masks_before_training",
+        lambda name, *args, **options: calls.append(options),
+    )
+    train = load_data(config).train
+    masks_of_runs("drive", DigitsCNN(), [None, None], pairs, train, config)
+    (options, _), seed = calls, pairs[0][1]
+    for epoch in (0, 3):
+        order = rep.batch_order([seed], epoch, len(train.labels), config.batch_size)[0]
+        for (_, labels), rows in zip(options["batches"](epoch), order, strict=True):
+            np.testing.assert_array_equal(labels, train.labels[rows])
+    dense = [labels for _, labels in options["dense_batches"]()]
+    assert len(dense) == config.drive_dense_epochs * 2
+    assert (dense[0] != dense[2]).any()
+    ((_, labels),) = options["balanced"]()
+    assert np.bincount(labels).tolist() == [config.grasp_images_per_class] * 10
 
 
 def test_pruned_before_training_is_trained_under_its_masks(few_steps, first_masks):

@@ -85,6 +85,10 @@ def get_config() -> ConfigDict:
     # Rounds of the methods that prune before training, but for SNIP and GraSP, which
     # prune once. A round of all but SynFlow is a pass over the training examples.
     config.initialization_rounds = 20
+    # Images of each class that GraSP looks at, as in its authors' code, and epochs of
+    # DRIVE's dense phase, chosen here: the paper's number was not found.
+    config.grasp_images_per_class = 10
+    config.drive_dense_epochs = 5
     # Rounds of pruning after training drop about this part of the active weights, each
     # before another run; fine-tuning starts from so much of the learning rate.
     config.round_fraction = 0.2

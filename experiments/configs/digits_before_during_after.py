@@ -3,14 +3,16 @@
     python -m experiments.reproduce --table=before_during_after
 
 A method that prunes before training finds its masks at the first weights of each seed,
-on all batches of the first epoch, 896 images; SynFlow, Iter-SNIP, FORCE and DRIVE in 20
-rounds. Then it trains as "static". One that prunes after training goes on from the
+on all batches of the first epoch, 896 images, or of another epoch in each of 20 rounds of
+Iter-SNIP, FORCE and DRIVE; GraSP on ten images of each class. Then it trains as "static". One that prunes after training goes on from the
 dense network, in whole runs of the same recipe; see
 `experiments/comparison/after_training.py`.
 
 Time: about 15 minutes of CPU time, on two cores that other work shared.
 
-Result, test accuracy in %, mean ± standard deviation over five seeds (JAX 0.10.2 on a
+Result, from before GraSP had its temperature and balanced batches, FORCE and Iter-SNIP
+new batches in each round and DRIVE a dense phase of epochs: test accuracy in %, mean ±
+standard deviation over five seeds (JAX 0.10.2 on a
 CPU); the dense network has 98.0 ± 0.3, `docs/initialization.md` has more:
 
                          epochs         95 %        98 %         99 %        99.5 %
