@@ -107,7 +107,8 @@ def conditions(config: ConfigDict) -> Iterator[Condition]:
     )
     yield study.seeds_condition(config)
     yield from data_set.recipe_conditions(config)
-    yield from study.count_conditions(config, "initialization_rounds")
+    counts = ("initialization_rounds", "grasp_images_per_class", "drive_dense_epochs")
+    yield from study.count_conditions(config, *counts)
     yield from study.number_conditions(
         config,
         round_fraction="(0, 1)",
@@ -371,21 +372,28 @@ def find_masks(
     """Finds the masks of runs before training, each of exactly its sparsity.
 
     They are found on the training examples in the order and in the batches of a run's
-    first epoch. Layers left empty are not warned of: reports count them.
+    first epoch; each round of a method sees those of another epoch. GraSP sees as many
+    examples of each class. Layers left empty are not warned of: reports count them.
     """
+    loss = fit.cross_entropy(model)  # one, so that runs share what is compiled of it
 
-    def batches(seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(seed: int, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         examples = len(train.labels)
-        for chosen in fit.batch_order([seed], 0, examples, config.batch_size)[0]:
+        for chosen in fit.batch_order([seed], epoch, examples, config.batch_size)[0]:
             yield train.images[chosen], train.labels[chosen]
 
     def masks(params: PyTree, sparsity: Any, seed: int) -> PyTree:
+        epochs, per_class = config.drive_dense_epochs, config.grasp_images_per_class
         return methods.masks_before_training(
             name,
             params,
             sparsity,
-            loss_fn=fit.cross_entropy(model),
-            batches=batches(seed),
+            loss_fn=loss,
+            batches=functools.partial(batches, seed),
+            balanced=lambda: [methods.class_balanced_batch(*train, per_class, seed)],
+            dense_batches=lambda: itertools.chain.from_iterable(
+                batches(seed, epoch) for epoch in range(epochs)
+            ),
             apply_fn=model.apply,
             image_shape=IMAGE_SHAPE,
             rounds=config.initialization_rounds,

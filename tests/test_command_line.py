@@ -1,4 +1,4 @@
-"""The command lines of experiments: one definition of flags, one sentence on failure."""
+"""Command lines of experiments: flags are defined once, failures are one sentence."""
 
 import importlib
 import sys

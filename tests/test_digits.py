@@ -24,6 +24,7 @@ from experiments.digits import FORMS, STUDY, Best, better
 from experiments.input.digits import load, load_split
 from experiments.methods import (
     METHODS,
+    class_balanced_batch,
     finds_masks,
     first_sparsity,
     names,
@@ -39,6 +40,7 @@ SMALL = {
     "batch_size": 128,
     "update_interval_steps": 3,
     "initialization_rounds": 2,
+    "drive_dense_epochs": 2,
     "round_fraction": 0.5,
     "sparsities": SPARSITIES,
     "seeds": SEEDS,
@@ -449,6 +451,8 @@ def test_figures_of_any_results(tmp_path):
         ("update_interval_steps", 10_000),
         ("update_intervals.rigl", 0),
         ("initialization_rounds", 0),
+        ("grasp_images_per_class", 0),
+        ("drive_dense_epochs", 0),
         ("pruning_share", 1.0),
         ("distribution", "random"),
         ("granet_st_initial_sparsity", 0.95),
@@ -496,6 +500,41 @@ def test_masks_before_training_are_of_exact_sparsity_and_differ():
     assert len(flat) == 6
     for name, other in itertools.combinations(flat, 2):
         assert (flat[name] != flat[other]).any()
+
+
+def test_grasp_sees_as_many_images_of_each_class():
+    labels = np.array([0] * 9 + [1] * 4 + [3] * 2)
+    images = np.arange(15.0)
+    drawn, classes = class_balanced_batch(images, labels, 4, seed=0)
+    np.testing.assert_array_equal(labels[drawn.astype(int)], classes)
+    assert np.bincount(classes).tolist() == [4, 4, 0, 2]  # all there are of the last
+    assert len(set(drawn)) == 10 and (np.diff(classes) < 0).any()  # shuffled
+    again, _ = class_balanced_batch(images, labels, 4, seed=0)
+    other, _ = class_balanced_batch(images, labels, 4, seed=1)
+    assert (drawn == again).all() and (drawn != other).any()
+
+
+def test_batches_of_pruning_before_training(monkeypatch):
+    """Each round another epoch's, some epochs for DRIVE, balanced ones for GraSP."""
+    config, calls = small_config(), []
+    monkeypatch.setattr(
+        digits.methods,
+        "masks_before_training",
+        lambda name, *args, **options: calls.append(options),
+    )
+    train, seed = load(config).train, SEEDS[1]
+    network = digits.make_network(config)
+    digits.find_masks("drive", network, [None], [(0.9, seed)], train, config)
+    (options,) = calls
+    for epoch in (0, 3):
+        order = fit.batch_order([seed], epoch, len(train.labels), config.batch_size)[0]
+        for (_, labels), rows in zip(options["batches"](epoch), order, strict=True):
+            np.testing.assert_array_equal(labels, train.labels[rows])
+    dense = [labels for _, labels in options["dense_batches"]()]
+    assert len(dense) == config.drive_dense_epochs * len(order)
+    assert (dense[0] != dense[len(order)]).any()
+    ((_, labels),) = options["balanced"]()
+    assert np.bincount(labels).tolist() == [config.grasp_images_per_class] * 10
 
 
 @pytest.mark.parametrize("name", FORMS)

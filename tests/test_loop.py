@@ -18,6 +18,7 @@ from experiments.input.datasets import load_dataset
 from experiments.models import create_model
 from experiments.record.metrics import MetricWriter, read_metrics
 from experiments.training import before_training, loop, run
+from experiments.training import first_masks as first_masks_module
 from experiments.training.checkpoint import Best
 from experiments.training.first_masks import first_masks
 from experiments.training.loop import train_and_evaluate
@@ -61,6 +62,8 @@ def nothing_compiled(monkeypatch):
         ({"method": "granite"}, "method must be .*granet, .*snip, .*; got 'granite'"),
         ({"initialization_batches": 0}, "initialization_batches must be at least 1"),
         ({"initialization_rounds": 0}, "initialization_rounds must be at least 1"),
+        ({"grasp_images_per_class": 0}, "grasp_images_per_class must be at least 1"),
+        ({"drive_dense_epochs": 0}, "drive_dense_epochs must be at least 1"),
         ({"model": "resnet21"}, "name must be one of .*; got 'resnet21'"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"parallel": "pjit"}, "parallel must be one of"),
@@ -123,7 +126,8 @@ def test_the_best_evaluation_is_one_at_full_sparsity(monkeypatch, tmp_path):
 
 
 def masks_at_first(method, shape=(8, 8, 1), **changes):
-    config = digits(method=method, initialization_rounds=2, **changes)
+    changes = {"initialization_rounds": 2, "drive_dense_epochs": 1, **changes}
+    config = digits(method=method, **changes)
     data = load_dataset(config.dataset, None, config.validation_examples, config.seed)
     model = create_model(config.model, data.num_classes, **config.model_options)
     return first_masks(config, model, data, shape), config, data, model
@@ -156,6 +160,34 @@ def test_masks_before_training_are_of_the_first_batches():
     same = jax.tree.map(lambda a, b: int((a == b).sum()), masks, alone)
     # Eight devices add up in another order: near ties may fall otherwise.
     assert sum(jax.tree.leaves(same)) >= 0.999 * sj.count_prunable(masks)
+
+
+def test_what_grasp_and_drive_see_of_images(monkeypatch):
+    """The next batches in each round; GraSP a balanced one, whole on every device."""
+    seen = {}
+
+    def look(name, *args, **options):
+        if name == "grasp":
+            seen[name] = list(options["balanced"]())
+        else:
+            seen["dense"] = list(options["dense_batches"]())
+            seen["rounds"] = [list(options["batches"](number)) for number in (0, 1)]
+        return {}
+
+    monkeypatch.setattr(first_masks_module, "masks_before_training", look)
+    changes = {"drive_dense_epochs": 1, "initialization_batches": 2}
+    masks_at_first("grasp", **changes)
+    _, _, data, _ = masks_at_first("drive", **changes)
+    assert [len(batch["label"]) for batch in seen["grasp"]] == [50, 50]
+    labels = np.concatenate([batch["label"] for batch in seen["grasp"]])
+    assert np.bincount(labels).tolist() == [10] * 10
+    assert seen["grasp"][0]["image"].sharding.is_fully_replicated  # 50 on 8 devices
+    read = host.train_batches(data.train, seed=digits().seed, batch_size=64)
+    steps = len(data.train) // 64
+    expected = [next(read)["label"] for _ in range(steps + 4)]
+    found = [*seen["dense"], *seen["rounds"][0], *seen["rounds"][1]]
+    for batch, labels in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(batch["label"], labels)
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "jit"])

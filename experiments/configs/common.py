@@ -132,6 +132,8 @@ def base_config() -> ConfigDict:
     config.pruning_share = 0.5  # of the run, after which gradual pruning ends
     config.initialization_batches = 1  # that pruning before training looks at
     config.initialization_rounds = placeholder(int)  # None for those of its paper
+    config.grasp_images_per_class = 10  # as in GraSP's code
+    config.drive_dense_epochs = 5  # chosen here: the paper's number was not found
     # Run.
     config.seed = 18
     config.parallel = "pmap"  # "pmap" or "jit"

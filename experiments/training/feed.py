@@ -44,7 +44,7 @@ class Feed(NamedTuple):
 
 
 def host_batches(
-    config: ConfigDict, dataset: Dataset, start_step: int = 0
+    config: ConfigDict, dataset: Dataset, start_step: int = 0, all_rows: bool = False
 ) -> grain.DatasetIterator[host.Batch]:
     """Reads and augments this process's part of the training batches on the host.
 
@@ -52,6 +52,7 @@ def host_batches(
         config: The run's configuration.
         dataset: The data.
         start_step: The first step.
+        all_rows: Whether to read the parts of all processes.
 
     Returns:
         An endless iterator over uint8 images and labels; call its `close` when done.
@@ -61,8 +62,8 @@ def host_batches(
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=0 if all_rows else jax.process_index(),
+        process_count=1 if all_rows else jax.process_count(),
         augment=config.augment,
         pad=config.pad,
         mode=config.pad_mode,
