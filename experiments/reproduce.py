@@ -259,20 +259,16 @@ def _recorded_part(folder: Path) -> Iterator[list[dict[str, Any]]]:
 def _weights(state: Any) -> dict[str, Any]:
     """Counts what the trained network holds."""
     masks = sj.get_masks(state.opt_state)
-
-    def count(mask: Any, weights: Any) -> int:
-        is_dense = isinstance(mask, optax.MaskedNode)
-        return 0 if is_dense else int(np.count_nonzero(np.asarray(weights)))
-
-    counts = jax.tree.map(
-        count,
+    is_dense = lambda node: isinstance(node, optax.MaskedNode)
+    nonzero = jax.tree.map(
+        lambda mask, weights: mask if is_dense(mask) else np.asarray(weights) != 0,
         masks,
         state.params,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        is_leaf=is_dense,
     )
     prunable = sj.count_prunable(masks)
     return {
-        "realized_sparsity": 1 - sum(jax.tree.leaves(counts)) / prunable,
+        "realized_sparsity": 1 - int(sj.count_active(nonzero)) / prunable,
         "prunable": prunable,
         "active": int(sj.count_active(masks)),
         "empty_layers": int(sj.empty_layers(masks)),

@@ -206,8 +206,7 @@ _ALL = (
         "`experiments/configs/digits.py`: 80 epochs of 899 images of 8 x 8 pixels, "
         "tested on 539 others; learning rate and weight decay were chosen for the "
         "dense network and serve all. No paper has numbers for this network. The seeds "
-        "of a method, and where it can its sparsities, run side by side with "
-        "`jax.vmap`.",
+        "of a method, and where it can its sparsities, train on one `jax.vmap` axis.",
         [
             name
             for name in METHODS
