@@ -53,27 +53,16 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of runs.
+    """A table of runs."""
 
-    Attributes:
-        name: Its name on the command line and the folder of its results.
-        title: What it shows, for people.
-        recipe: How its networks are trained, in a sentence or two.
-        methods: Its rows, keys of `METHODS`.
-        sparsities: Its columns.
-        seeds: Which runs a cell is the mean of.
-        config: Makes the configuration of a cell.
-        image_shape: Height, width and channels of what the network sees; None for the
-            digits, which `experiments.digits` trains.
-    """
-
-    name: str
+    name: str  # on the command line, and of the folder of its results
     title: str
-    recipe: str
-    methods: Sequence[str]
-    sparsities: Sequence[float]
-    seeds: Sequence[int]
+    recipe: str  # how its networks are trained, in a sentence or two
+    methods: Sequence[str]  # its rows, keys of `METHODS`
+    sparsities: Sequence[float]  # its columns
+    seeds: Sequence[int]  # which runs a cell is the mean of
     config: Callable[[Cell], ConfigDict]
+    # Of what the network sees; None for the digits, which `experiments.digits` trains.
     image_shape: tuple[int, int, int] | None = None
 
     def columns(self, method: str) -> Sequence[float]:
