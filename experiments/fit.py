@@ -101,12 +101,17 @@ def batch_order(
 
 
 def cross_entropy(model: nn.Module) -> Loss:
-    """Returns the loss (params, (images, labels)) -> mean cross-entropy."""
+    """Returns the loss (params, (images, labels)) -> mean cross-entropy.
 
-    def loss(params: PyTree, batch: Any) -> jax.Array:
+    It takes the temperature of GraSP too, by which it divides its logits.
+    """
+
+    def loss(params: PyTree, batch: Any, temperature: float = 1.0) -> jax.Array:
         images, labels = batch
         logits: Any = model.apply(params, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits / temperature, labels
+        )
         return jnp.mean(each)
 
     return loss

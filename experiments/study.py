@@ -28,8 +28,7 @@ from experiments.files import (
     writable_directory,
     write_atomically,
 )
-from experiments.record.environment import describe_environment
-from experiments.record.progress import Progress
+from experiments.record import Progress, describe_environment
 
 Record = Mapping[str, Any]  # keys and numbers or text; a history may be a list
 Condition = tuple[str, bool, str]  # field, whether it is fine, what is allowed

@@ -156,19 +156,23 @@ def batch_order(
     return used.reshape(len(seeds), steps, batch_size)
 
 
-def mean_loss(model: nn.Module) -> Callable[[PyTree, Any, Any], jax.Array]:
+def mean_loss(model: nn.Module) -> Callable[..., jax.Array]:
     """Makes the loss of a model.
 
     Args:
         model: Maps images to logits.
 
     Returns:
-        A function (params, images, labels) -> the mean cross-entropy.
+        A function (params, images, labels, temperature) -> the mean cross-entropy.
     """
 
-    def loss(params: PyTree, images: Any, labels: Any) -> jax.Array:
+    def loss(
+        params: PyTree, images: Any, labels: Any, temperature: float = 1.0
+    ) -> jax.Array:
         logits: Any = model.apply(params, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits / temperature, labels
+        )
         return jnp.mean(each)
 
     return loss

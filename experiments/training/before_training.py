@@ -1,7 +1,6 @@
 """The methods that prune before training, by name; then masks stay as they are."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,43 +33,48 @@ def trained_as(name: str) -> str:
     return "static" if name in LABELS else name
 
 
+def class_balanced_batch(
+    images: np.ndarray, labels: np.ndarray, per_class: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws as many examples of each class, or all where a class has fewer."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.permutation(np.flatnonzero(labels == label))[:per_class]
+        for label in np.unique(labels)
+    ]
+    drawn = rng.permutation(np.concatenate(rows))
+    return images[drawn], labels[drawn]
+
+
 def masks_before_training(
     name: str,
     params: PyTree,
     sparsity: Any,
     *,
-    loss_fn: Callable[[PyTree, Any], jax.Array],
-    batches: Iterable[Any],
+    loss_fn: Callable[..., jax.Array],
+    batches: Callable[[int], Iterable[Any]],
+    balanced: Callable[[], Iterable[Any]],
+    dense_batches: Callable[[], Iterable[Any]],
     apply_fn: Callable[[PyTree, Any], Any],
     image_shape: tuple[int, ...],
     rounds: int | None,
 ) -> PyTree:
     """Finds the masks of a network that is not trained yet.
 
-    Args:
-        name: A key of `LABELS`.
-        params: Its first weights.
-        sparsity: The overall sparsity in [0, 1).
-        loss_fn: A function (params, batch) -> the mean loss; for all but SynFlow.
-        batches: Training batches; for all but SynFlow.
-        apply_fn: A function (params, images) -> logits; for SynFlow.
-        image_shape: (height, width, channels); for SynFlow.
-        rounds: Of the methods that prune in rounds; None for as many as their papers
-            have, or where those do not say, as their docstrings explain.
-
-    Returns:
-        Masks of exactly the sparsity. Layers left empty are named in an
-        `EmptyLayerWarning`.
+    `batches` are those of a round, `balanced` GraSP's, `dense_batches` those of DRIVE's
+    dense phase; `rounds` may be None for as many as a method's paper has.
     """
-    options: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    if name == "synflow":
-        one_image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-        return sj.synflow(apply_fn, params, [one_image], None, sparsity, **options)
-    method: Any = {
-        "snip": sj.snip,
-        "grasp": sj.grasp,
-        "iter_snip": partial(sj.force, may_return=False, **options),
-        "force": partial(sj.force, **options),
-        "drive": partial(sj.drive, **options),
-    }[name]
-    return method(loss_fn, params, batches, None, sparsity)
+    in_rounds: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    match name:
+        case "snip":
+            return sj.snip(loss_fn, params, batches(0), None, sparsity)
+        case "grasp":
+            return sj.grasp(loss_fn, params, balanced(), None, sparsity)
+        case "synflow":
+            image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+            return sj.synflow(apply_fn, params, [image], None, sparsity, **in_rounds)
+        case "drive":
+            in_rounds["dense_batches"] = dense_batches()
+            return sj.drive(loss_fn, params, batches, None, sparsity, **in_rounds)
+    in_rounds["may_return"] = name == "force"
+    return sj.force(loss_fn, params, batches, None, sparsity, **in_rounds)
