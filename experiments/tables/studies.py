@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import digits, edge_of_chaos, study
+from experiments import digits, edge_of_chaos, lottery, plasticity, study
 from experiments.auto_s_study import experiment as auto_s_study
 from experiments.auto_s_study import results as auto_s_results
 from experiments.comparison.results import from_json
@@ -28,17 +28,11 @@ from experiments.configs import (
     polarisation_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
+from experiments.dense_runs import OPERATIONAL
 from experiments.freezing_study import experiment as freezing_study
 from experiments.freezing_study import results as freezing_results
 from experiments.generalization_study import experiment as generalization_study
 from experiments.generalization_study import results as generalization_results
-from experiments.lottery_study import experiment as lottery_study
-from experiments.lottery_study import results as lottery_results
-from experiments.lottery_study.store import Record as LotteryRecord
-from experiments.plasticity_study import experiment as plasticity_study
-from experiments.plasticity_study import results as plasticity_results
-from experiments.plasticity_study.store import OPERATIONAL
-from experiments.plasticity_study.store import Record as PlasticityRecord
 from experiments.polarisation_study import experiment as polarisation_study
 from experiments.polarisation_study import results as polarisation_results
 from experiments.record.configuration import differences
@@ -75,7 +69,9 @@ def _of_records(
 
 
 def _of_study(
-    what: study.Study, configs: Mapping[str, Callable[[], ConfigDict]]
+    what: study.Study,
+    configs: Mapping[str, Callable[[], ConfigDict]],
+    titles: Mapping[str, str] = {},
 ) -> Study:
     """Makes a table of a study of one file, its parts by their configurations."""
 
@@ -86,7 +82,10 @@ def _of_study(
     return Study(
         partial(study.run, what),
         report,
-        {part: (what.title, config) for part, config in configs.items()},
+        {
+            part: (titles.get(part, what.title), config)
+            for part, config in configs.items()
+        },
     )
 
 
@@ -155,25 +154,15 @@ STUDIES: Mapping[str, Study] = {
             ),
         },
     ),
-    "lottery": Study(
-        lottery_study.run_experiment,
-        _of_records(LotteryRecord, lottery_results.report),
-        {
-            "digits": (
-                "Lottery tickets on scikit-learn's digits",
-                lottery_digits.get_config,
-            )
-        },
+    "lottery": _of_study(
+        lottery.STUDY,
+        {"digits": lottery_digits.get_config},
+        {"digits": "Lottery tickets on scikit-learn's digits"},
     ),
-    "plasticity": Study(
-        plasticity_study.run_experiment,
-        _of_records(PlasticityRecord, plasticity_results.report),
-        {
-            "digits": (
-                "Pruning plasticity on scikit-learn's digits",
-                plasticity_digits.get_config,
-            )
-        },
+    "plasticity": _of_study(
+        plasticity.STUDY,
+        {"digits": plasticity_digits.get_config},
+        {"digits": "Pruning plasticity on scikit-learn's digits"},
     ),
     "polarisation": Study(
         polarisation_study.run_experiment,
