@@ -34,42 +34,36 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import sparsejax as sj
-from experiments import digits, edge_of_chaos, study
-from experiments.auto_s_study import experiment as auto_s_study
-from experiments.auto_s_study import results as auto_s_results
-from experiments.configs import (
+from experiments import (
     auto_s,
+    digits,
+    edge_of_chaos,
+    freezing,
+    generalization,
+    lottery,
+    plasticity,
+    polarization,
+    study,
+)
+from experiments.configs import auto_s as auto_s_config
+from experiments.configs import (
     digits_before_during_after,
     digits_deep_before_training,
     digits_force,
     freezing_digits,
-    generalization,
     lottery_digits,
     plasticity_digits,
-    polarisation_digits,
+    polarization_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
+from experiments.configs import generalization as generalization_config
 from experiments.files import differences, writable_directory, write_atomically
-from experiments.freezing_study import experiment as freezing_study
-from experiments.freezing_study import results as freezing_results
-from experiments.generalization_study import experiment as generalization_study
-from experiments.generalization_study import results as generalization_results
 from experiments.input.digits import load
-from experiments.lottery_study import experiment as lottery_study
-from experiments.lottery_study import results as lottery_results
-from experiments.lottery_study.store import Record as LotteryRecord
 from experiments.methods import RunFlops, changes, run_flops
 from experiments.parallel import EXIT_PREEMPTED, Preempted
-from experiments.plasticity_study import experiment as plasticity_study
-from experiments.plasticity_study import results as plasticity_results
-from experiments.plasticity_study.store import OPERATIONAL
-from experiments.plasticity_study.store import Record as PlasticityRecord
-from experiments.polarisation_study import experiment as polarisation_study
-from experiments.polarisation_study import results as polarisation_results
 from experiments.tables import (
     TABLES,
     Cell,
-    Result,
     Table,
     choose,
     has_result,
@@ -311,111 +305,60 @@ def _densities(line: Mapping[str, Any]) -> dict[str, float]:
 class StudyTable(NamedTuple):
     """A study that is a table."""
 
-    run: Callable[[ConfigDict, Path], Any]  # leaves its `results.json` in a folder
-    report: Callable[[Result, str], str]  # (content of that file, title) -> Markdown
-    # By the name of a result's file its title and what makes its configuration.
-    parts: Mapping[str, tuple[str, Callable[[], ConfigDict]]]
-    operational: Sequence[str] = ()  # fields that say how it is run
+    study: study.Study
+    parts: Mapping[str, Callable[[], ConfigDict]]  # by the name of a result's file
+    titles: Mapping[str, str] = {}  # of parts, where it is not the study's
+
+    def title(self, part: str) -> str:
+        """Returns the heading of a part."""
+        return self.titles.get(part, self.study.title)
 
 
-def _of_study(
-    what: study.Study, configs: Mapping[str, Callable[[], ConfigDict]], title: str = ""
-) -> StudyTable:
-    """Makes a table of a study of one file, its parts by their configurations."""
-
-    def report(content: Result, title: str) -> str:
-        frame, config = study.frame_of(content), ConfigDict(content["config"])
-        return f"# {title}\n\n{what.report(frame, config).strip()}\n"
-
-    parts = {part: (title or what.title, config) for part, config in configs.items()}
-    run = partial(study.run, what)
-    return StudyTable(run, report, parts, tuple(what.operational))
-
-
-def _of_records(
-    record: Callable[..., Any], report: Callable[[Any, str], str]
-) -> Callable[[Result, str], str]:
-    """Reports a result that `experiments.record.study.write_study` wrote."""
-
-    def text(content: Result, title: str) -> str:
-        return report([record(*row) for row in content["rows"]], title)
-
-    return text
+def _on_digits(config: Any, title: str) -> StudyTable:
+    """Makes a table of the comparison of methods."""
+    return StudyTable(
+        digits.STUDY, {"digits": config.get_config}, {"digits": f"{title} digits"}
+    )
 
 
 STUDIES: Mapping[str, StudyTable] = {
-    "auto_s": StudyTable(
-        auto_s_study.run_experiment,
-        _of_records(auto_s_results.Record, auto_s_results.report),
-        {"digits": (auto_s_study.TITLE, auto_s.get_config)},
+    "auto_s": StudyTable(auto_s.STUDY, {"digits": auto_s_config.get_config}),
+    "before_during_after": _on_digits(
+        digits_before_during_after,
+        "Pruning before, during and after training on scikit-learn's",
     ),
-    "before_during_after": _of_study(
-        digits.STUDY,
-        {"digits": digits_before_during_after.get_config},
-        "Pruning before, during and after training on scikit-learn's digits",
+    "before_training_deep": _on_digits(
+        digits_deep_before_training,
+        "Pruning before training in a deep network, on scikit-learn's",
     ),
-    "before_training_deep": _of_study(
-        digits.STUDY,
-        {"digits": digits_deep_before_training.get_config},
-        "Pruning before training in a deep network, on scikit-learn's digits",
-    ),
-    "edge_of_chaos": _of_study(
+    "edge_of_chaos": StudyTable(
         edge_of_chaos.STUDY, {"snip": edge_of_chaos_config.get_config}
     ),
-    "force": _of_study(
-        digits.STUDY,
-        {"digits": digits_force.get_config},
-        "FORCE and Iterative SNIP where SNIP fails, on scikit-learn's digits",
+    "force": _on_digits(
+        digits_force,
+        "FORCE and Iterative SNIP where SNIP fails, on scikit-learn's",
     ),
-    "freezing": StudyTable(
-        freezing_study.run_experiment,
-        _of_records(freezing_results.Record, freezing_results.report),
-        {"digits": (freezing_study.TITLE, freezing_digits.get_config)},
-    ),
+    "freezing": StudyTable(freezing.STUDY, {"digits": freezing_digits.get_config}),
     "generalization": StudyTable(
-        generalization_study.run_experiment,
-        _of_records(generalization_results.Record, generalization_results.report),
+        generalization.STUDY,
         {
-            "axis": (
-                "Pruning before training and generalisation",
-                generalization.get_config,
-            ),
-            "spread": (
-                "The control: each signal is spread over 100 coordinates",
-                generalization.get_spread_config,
-            ),
+            "axis": generalization_config.get_config,
+            "spread": generalization_config.get_spread_config,
         },
+        {"spread": "The control: each signal is spread over 100 coordinates"},
     ),
     "lottery": StudyTable(
-        lottery_study.run_experiment,
-        _of_records(LotteryRecord, lottery_results.report),
-        {
-            "digits": (
-                "Lottery tickets on scikit-learn's digits",
-                lottery_digits.get_config,
-            )
-        },
+        lottery.STUDY,
+        {"digits": lottery_digits.get_config},
+        {"digits": "Lottery tickets on scikit-learn's digits"},
     ),
     "plasticity": StudyTable(
-        plasticity_study.run_experiment,
-        _of_records(PlasticityRecord, plasticity_results.report),
-        {
-            "digits": (
-                "Pruning plasticity on scikit-learn's digits",
-                plasticity_digits.get_config,
-            )
-        },
-        OPERATIONAL,
+        plasticity.STUDY,
+        {"digits": plasticity_digits.get_config},
+        {"digits": "Pruning plasticity on scikit-learn's digits"},
     ),
-    "polarisation": StudyTable(
-        polarisation_study.run_experiment,
-        _of_records(polarisation_results.Record, polarisation_results.report),
-        {
-            "digits": (
-                "Consensus sub-networks on scikit-learn's digits",
-                polarisation_digits.get_config,
-            )
-        },
+    "polarization": StudyTable(
+        polarization.STUDY, {"digits": polarization_digits.get_config}
     ),
 }
 NAMES = (*TABLES, *STUDIES)
@@ -438,7 +381,7 @@ def run_study(
         for part in missing:
             folder = workdir / name / part
             folder.mkdir(parents=True, exist_ok=True)
-            table.run(table.parts[part][1](), folder)
+            study.run(table.study, table.parts[part](), folder)
             target = results / name / f"{part}.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(target, (folder / "results.json").read_text())
@@ -447,7 +390,7 @@ def run_study(
 def _is_done(name: str, part: str, results: Path, replace: bool) -> bool:
     """Whether a part has a result with all methods that are compared today."""
     content = _read(name, part, results, replace)
-    today = STUDIES[name].parts[part][1]()
+    today = STUDIES[name].parts[part]()
     if content is None:
         return False
     return set(today.get("methods", ())) <= set(content["config"].get("methods", ()))
@@ -461,8 +404,8 @@ def _read(
     if not path.exists():
         return None
     content = read_json(path, "study", "config")
-    now = table.parts[part][1]().to_dict()
-    found = "; ".join(differences(content["config"], now, table.operational))
+    now = table.parts[part]().to_dict()
+    found = "; ".join(differences(content["config"], now, table.study.operational))
     if found and not replace:
         raise refusal(path, found)
     return None if found else content
@@ -473,11 +416,12 @@ def write_study_page(name: str, results: Path) -> Path:
     table = STUDIES[name]
     found = {part: _read(name, part, results) for part in table.parts}
     texts = []
-    for part, (title, _) in table.parts.items():
-        content = found[part]
-        texts.append(
-            table.report(content, title) if content else f"# {title}\n\nNot run.\n"
-        )
+    for part, content in found.items():
+        text = "Not run."
+        if content:
+            frame, config = study.frame_of(content), ConfigDict(content["config"])
+            text = table.study.report(frame, config).strip()
+        texts.append(f"# {table.title(part)}\n\n{text}\n")
     made = f"## How it was run\n\n    python -m experiments.reproduce --table={name}\n"
     if finished := [content for content in found.values() if content]:
         made += f"\n{provenance(finished)}\n"

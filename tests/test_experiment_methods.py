@@ -178,7 +178,7 @@ def test_weight_decay_of_top_kast_is_its_penalty():
 
 def test_every_method_has_a_rule_for_its_flops():
     forward = sj.ForwardFlops({"w": 1000}, other=0)
-    for name in TRAINED:
+    for name in LABELS:
         history = [(0, {"w": 0.5})]
         flops = run_flops(name, forward, history, 10, [5], backward={"w": 0.75})
         assert flops.inference == 0.5
