@@ -19,22 +19,27 @@ from ml_collections import ConfigDict
 
 import sparsejax as sj
 from experiments import fit
-from experiments.input.augment import PadMode, check_pad, normalise
-from experiments.input.datasets import load_dataset
-from experiments.input.device import DeviceData, augmented, device_data
-from experiments.input.plan import EpochPlan, epoch_plan, steps_per_epoch
+from experiments.augment import PadMode, check_pad, normalize
+from experiments.data import (
+    DeviceData,
+    EpochPlan,
+    augmented,
+    device_data,
+    epoch_plan,
+    load_dataset,
+    steps_per_epoch,
+)
 from experiments.models import MODELS, create_model
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.models.digits_mlp import DigitsMLP
+from experiments.optimizer import SCHEDULES, learning_rate, make_optimizer
+from experiments.step import TrainState, create_state, make_eval_step, make_train_step
 from experiments.study import (
     Condition,
     count_conditions,
     number_conditions,
     seeds_condition,
 )
-from experiments.training.optimizer import SCHEDULES, learning_rate, make_optimizer
-from experiments.training.state import TrainState, create_state
-from experiments.training.steps import make_eval_step, make_train_step
 from sparsejax.slots import reset_slots
 
 PyTree = Any
@@ -246,7 +251,7 @@ class Runs:
         def of_batch(places: jax.Array) -> jax.Array:
             rows = jnp.minimum(places, total - 1)
             batch = {
-                "image": normalise(data.images[rows], data.mean, data.std),
+                "image": normalize(data.images[rows], data.mean, data.std),
                 "label": data.labels[rows],
                 "weight": (places < total).astype(jnp.float32),
             }

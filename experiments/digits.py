@@ -39,9 +39,9 @@ from matplotlib.ticker import FuncFormatter
 from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments import digits_data as data_set
 from experiments import fit, methods, plots, results, study
-from experiments.input import digits as data_set
-from experiments.input.digits import CLASSES, IMAGE_SHAPE, Examples, Split
+from experiments.digits_data import CLASSES, IMAGE_SHAPE, Examples, Split
 from experiments.methods import METHODS
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.models.digits_mlp import DigitsMLP

@@ -35,8 +35,8 @@ from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments import digits_data as digits
 from experiments import files, fit, plots, results
-from experiments.input import digits
 from experiments.models.digits_cnn import LAYERS, DigitsCNN
 from experiments.models.gated_digits_cnn import GatedDigitsCNN, without_gates
 from experiments.plots import BLUE, GRAY, GREEN, ORANGE, RED, SKY, LineStyle

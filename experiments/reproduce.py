@@ -57,8 +57,8 @@ from experiments.configs import (
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
 from experiments.configs import generalization as generalization_config
+from experiments.digits_data import load
 from experiments.files import differences, writable_directory, write_atomically
-from experiments.input.digits import load
 from experiments.methods import RunFlops, changes, run_flops
 from experiments.parallel import EXIT_PREEMPTED, Preempted
 from experiments.tables import (

@@ -21,7 +21,7 @@ from experiments import digits, fit, study
 from experiments.configs import digits_before_during_after, digits_deep_before_training
 from experiments.configs.digits import get_config
 from experiments.digits import FORMS, STUDY, Best, better
-from experiments.input.digits import load, load_split
+from experiments.digits_data import load, load_split
 from experiments.methods import (
     METHODS,
     class_balanced_batch,
