@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 import sparsejax as sj
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.models.score_mlp import ScoreMLP
+from experiments.models.mlp import ScoreMLP
 from experiments.training import criterion
 from sparsejax.initialization.averaging import mean_gradients
 

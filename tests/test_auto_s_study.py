@@ -15,7 +15,7 @@ from experiments.auto_s_study.problem import load_problem
 from experiments.auto_s_study.programs import draw_order
 from experiments.auto_s_study.settings import check_config
 from experiments.configs.auto_s import get_config
-from experiments.models.score_mlp import ScoreMLP
+from experiments.models.mlp import ScoreMLP
 from experiments.training.criterion import load_score
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -29,7 +29,7 @@ import sparsejax as sj
 from experiments.auto_s_study.problem import Problem, load_problem
 from experiments.auto_s_study.programs import Case, Programs, make_programs
 from experiments.auto_s_study.results import DENSE, HELD_OUT, METHODS, Record
-from experiments.models.score_mlp import ScoreMLP
+from experiments.models.mlp import ScoreMLP
 from experiments.record.progress import Progress
 from experiments.record.study import do_once
 from experiments.training import criterion

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from experiments.conditions import Condition
 from experiments.input.digits import CLASSES
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.models.digits_mlp import DigitsMLP
+from experiments.models.mlp import DigitsMLP
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
     "digits_cnn": DigitsCNN,

@@ -3,17 +3,17 @@
     python -m experiments.reproduce --table=before_during_after
 
 A method that prunes before training finds its masks at the first weights of each seed,
-on all batches of the first epoch, 896 images, or of another epoch in each of 20 rounds of
-Iter-SNIP, FORCE and DRIVE; GraSP on ten images of each class. Then it trains as "static". One that prunes after training goes on from the
-dense network, in whole runs of the same recipe; see
-`experiments/comparison/after_training.py`.
+on all batches of the first epoch, 896 images; GraSP on ten images of each class;
+SynFlow, Iter-SNIP, FORCE and DRIVE in 20 rounds, each of another epoch. Then it trains
+as "static". One that prunes after training goes on from the dense network, in whole
+runs of the same recipe; see `experiments/comparison/after_training.py`.
 
 Time: about 15 minutes of CPU time, on two cores that other work shared.
 
 Result, from before GraSP had its temperature and balanced batches, FORCE and Iter-SNIP
-new batches in each round and DRIVE a dense phase of epochs: test accuracy in %, mean ±
-standard deviation over five seeds (JAX 0.10.2 on a
-CPU); the dense network has 98.0 ± 0.3, `docs/initialization.md` has more:
+new batches in each round and DRIVE a dense phase of epochs. Test accuracy in %, mean ±
+standard deviation over five seeds (JAX 0.10.2 on a CPU); the dense network
+has 98.0 ± 0.3, `docs/initialization.md` has more:
 
                          epochs         95 %        98 %         99 %        99.5 %
     Static               20          91.7 ± 1.7   49.0 ± 11.2  10.1 ± 0.2   10.2 ± 0.1

@@ -21,8 +21,9 @@ and 1: 0.002 gives 95.8 %, 0.005 96.4, 0.01 88.2, 0.03 14.2 (32 layers at 0.1: 1
 All else is as in `digits_before_during_after.py`, but for the 60 rounds of the paper.
 
 Time: 359 s of CPU time. Result, from before a round whose scores are all 0 kept the
-network as it was, and rounds had new batches: mean test accuracy in % ± standard deviation, and in
-brackets the networks with an empty layer: the claim is not shown, as nothing trains.
+network as it was, and rounds had new batches: mean test accuracy in % ± standard
+deviation, and in brackets the networks with an empty layer: the claim is not shown, as
+nothing trains.
 
                         99 %              99.5 %
     Dense  94.4 ± 0.3

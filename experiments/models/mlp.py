@@ -1,4 +1,4 @@
-"""A plain perceptron for small data sets."""
+"""Perceptrons: a plain one, a deep one for the digits, and AutoS's scoring network."""
 
 from collections.abc import Sequence
 
@@ -7,28 +7,53 @@ import jax
 
 
 class MLP(nn.Module):
-    """Hidden layers of ReLUs, each drawn with variance 2 / fan-in.
-
-    Attributes:
-        widths: Units of each hidden layer.
-        classes: Number of logits.
-    """
+    """Hidden layers of ReLUs, each drawn with variance 2 / fan-in."""
 
     widths: Sequence[int]
     classes: int
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Gives the logits.
-
-        Args:
-            inputs: float32[batch, ...]; an example is read as one row.
-
-        Returns:
-            float32[batch, classes].
-        """
+        """Returns the logits of [batch, ...], an example being read as one row."""
         init = nn.initializers.he_normal()
         x = inputs.reshape(inputs.shape[0], -1)
         for width in self.widths:
             x = nn.relu(nn.Dense(width, kernel_init=init)(x))
         return nn.Dense(self.classes, kernel_init=init)(x)
+
+
+class DigitsMLP(nn.Module):
+    """Dense layers of ReLU with layer norm, and no way around any: images -> logits."""
+
+    classes: int = 10
+    widths: tuple[int, ...] = (64, 64)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Returns the logits; training and evaluation are the same."""
+        del train
+        x = images.reshape(images.shape[0], -1)
+        for number, width in enumerate(self.widths, 1):
+            # As in `DigitsCNN`: few active weights pass on too little signal without.
+            norm = nn.LayerNorm(name=f"norm_{number}")
+            x = nn.relu(norm(nn.Dense(width, name=f"hidden_{number}")(x)))
+        return nn.Dense(self.classes, name="output")(x)
+
+
+class ScoreMLP(nn.Module):
+    """A perceptron of two hidden layers that scores weights, as AutoS learns it.
+
+    The paper's own network is Linear(2, 64)-BatchNorm-ReLU-Linear(64, 3072)-BatchNorm-
+    ReLU, whose output is taken for an image of 32 x 32 x 3 and goes through ResNet-18.
+    Ours has no batch normalization: features arrive normalized, and a weight's score
+    does not depend on which others are scored with it.
+    """
+
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Returns the scores of [..., 2]; see `sparsejax.auto_s_features`."""
+        x = nn.relu(nn.Dense(self.width)(features))
+        x = nn.relu(nn.Dense(self.width)(x))
+        return nn.Dense(1)(x)[..., 0]

@@ -104,7 +104,7 @@ def fit_score(
 
     Args:
         network: From features float32[..., 2] to scores float32[...], such as
-            `experiments.models.score_mlp.ScoreMLP`.
+            `experiments.models.mlp.ScoreMLP`.
         key: A JAX PRNG key, for the network's weights and the order of examples.
         examples: What to fit to.
         epochs: Passes over them.
