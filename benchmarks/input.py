@@ -21,10 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import machine
-from experiments.input import device, host
-from experiments.input.augment import pad_crop_flip
-from experiments.input.datasets import ArraySplit, Split, load_dataset
-from experiments.input.plan import epoch_plan
+from experiments import data as inputs
+from experiments.augment import pad_crop_flip
+from experiments.data import ArraySplit, Split, epoch_plan, load_dataset
 
 PAD = 4
 Batches = Iterator[Any]
@@ -41,7 +40,7 @@ def grain_batches(split: Split, batch_size: int, workers: int) -> Batches:
     Returns:
         Batches, for ever.
     """
-    return host.train_batches(
+    return inputs.train_batches(
         split, seed=0, batch_size=batch_size, augment="cifar", pad=PAD, workers=workers
     )
 
@@ -111,10 +110,10 @@ def device_batches(split: ArraySplit, batch_size: int, steps: int) -> Batches:
     """
     channels = split.images.shape[-1]
     zero, one = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    data = device.device_data(split, zero, one)
+    data = inputs.device_data(split, zero, one)
 
     @jax.jit
-    def scan(data: device.DeviceData, epoch: jax.Array) -> jax.Array:
+    def scan(data: inputs.DeviceData, epoch: jax.Array) -> jax.Array:
         plan = epoch_plan(0, epoch, len(split), PAD)
 
         def add(total: jax.Array, position: jax.Array) -> tuple[jax.Array, None]:
@@ -122,7 +121,7 @@ def device_batches(split: ArraySplit, batch_size: int, steps: int) -> Batches:
                 jax.lax.dynamic_slice_in_dim(field, position * batch_size, batch_size)
                 for field in plan
             ]
-            batch = device.augmented(data, rows[0], rows[1], rows[2], PAD, "reflect")
+            batch = inputs.augmented(data, rows[0], rows[1], rows[2], PAD, "reflect")
             return total + jnp.sum(batch["image"]), None
 
         return jax.lax.scan(add, jnp.float32(0), jnp.arange(steps))[0]

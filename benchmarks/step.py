@@ -17,8 +17,7 @@ import optax
 from benchmarks.cases import RECIPES, granet
 from benchmarks.timing import COMPILES, Measured, alternate, machine
 from experiments.models import create_model
-from experiments.training.state import create_state
-from experiments.training.steps import make_train_step
+from experiments.step import create_state, make_train_step
 
 BLOCK = 5  # steps of one kind at a time, as in training
 

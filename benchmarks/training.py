@@ -14,7 +14,7 @@ import statistics
 import tempfile
 
 from benchmarks.timing import machine
-from experiments.training.loop import train_and_evaluate
+from experiments.train import train_and_evaluate
 
 
 def images_per_second(options: argparse.Namespace, method: str) -> float:

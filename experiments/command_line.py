@@ -1,17 +1,19 @@
-"""The flags that all experiments have, defined once, and the mains of studies.
+"""The flags that all experiments have, and how a command that fails ends.
 
 Absl keeps flags in one table for the whole process: with one definition here, any of
 the mains can be imported beside any other.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.record.files import writable_directory
+from experiments.files import writable_directory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -21,28 +23,71 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results and the record go.")
+VERBOSE = flags.DEFINE_integer("verbose", 0, "1 logs what libraries do, too.")
 
 
-def run_study(study: Callable[[ConfigDict, Path], None]) -> None:
-    """Runs a study that `--config` describes in the folder that `--workdir` names.
+def refusal(message: str) -> SystemExit:
+    """Returns what to raise where a command ends with one sentence and code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    return SystemExit(2)
 
-    Exits with 1 and one sentence when the configuration, the folder or the data is
-    refused.
 
-    Args:
-        study: A function of the configuration and a folder that can be written to.
+def _parse(arguments: Sequence[str]) -> list[str]:
+    """Parses flags; a mistake gives one sentence instead of a traceback."""
+    try:
+        return flags.FLAGS(list(arguments))
+    except (AttributeError, KeyError) as error:  # of a locked ConfigDict
+        raise refusal(_unknown_key(str(error))) from None
+    except (ValueError, TypeError, OSError, flags.Error) as error:
+        # A config file that raises comes with its traceback, the reason on the last
+        # line.
+        lines = str(error).strip().split("\n")
+        reason = lines[-1] if "Traceback" in str(error) else lines[0]
+        raise refusal(reason.removeprefix("ValueError: ")) from None
+
+
+def _unknown_key(text: str) -> str:
+    """Makes a sentence of what ml_collections says of a key that does not exist."""
+    words = re.findall(r"\w+", text.replace(r"\n", " "))
+    near = (
+        f"; did you mean {words[4]!r}?" if words[1:4] == ["Did", "you", "mean"] else ""
+    )
+    return f"config has no key {words[0]!r}{near or '.'}"
+
+
+def run(experiment: Callable[[ConfigDict, str], Any]) -> None:
+    """Runs an experiment of the configuration and the workdir on the command line.
+
+    Exits with 2 and one sentence where a flag, the configuration, a folder or the data
+    is refused, and with 130 on Ctrl-C, after which the same command goes on.
     """
 
-    def main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"only flags are understood; got {argv[1:]}.")
-        logging.set_verbosity(logging.WARNING)
+    def main(arguments: Sequence[str]) -> None:
+        if len(arguments) > 1:
+            raise refusal(f"only flags are understood; got {list(arguments[1:])}.")
+        config, workdir = CONFIG.value, WORKDIR.value
+        if config is None or workdir is None:
+            raise refusal("--config=FILE and --workdir=DIR must be given.")
         try:
-            workdir = writable_directory(str(WORKDIR.value))
-            study(CONFIG.value, workdir)
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(str(error))
-        print(f"All results are in {workdir}.")
+            config.lock()
+        except OSError as error:  # the file that --config names is not there
+            reason = str(error).strip().split("\n")[-1].strip()
+            raise refusal(f"config cannot be read: {reason}") from None
+        if not VERBOSE.value:  # Orbax tells of every file at level INFO
+            logging.set_verbosity(logging.WARNING)
+        try:
+            experiment(config, workdir)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here.", file=sys.stderr)
+            raise SystemExit(130) from None
+        except (ValueError, OSError) as error:
+            if VERBOSE.value:
+                raise
+            raise refusal(str(error)) from None
 
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse)
+
+
+def run_study(study: Callable[[ConfigDict, Path], Any]) -> None:
+    """Runs a study that is not yet one file."""
+    run(lambda config, workdir: study(config, writable_directory(workdir)))

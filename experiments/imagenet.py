@@ -7,7 +7,7 @@
 A workdir that holds a checkpoint is resumed. SIGTERM saves and exits with code 75.
 """
 
-from experiments.training.main import run
+from experiments.launch import run
 
 if __name__ == "__main__":
     run()

@@ -172,17 +172,12 @@ def _new_metrics(kept: PyTree, new: PyTree, before: Metrics, sound: Any) -> Metr
     )
 
 
-def _stray(
-    params: PyTree, masks: PyTree, metrics: Metrics, step: jax.Array, due: Any
-) -> Metrics:
-    """Counts weights outside the masks that are not 0, seldom: it takes a pass."""
-
-    def look() -> jax.Array:
-        stray = map_masked(lambda mask, w: ~mask & (w != 0), masks, params)
-        return total_of(count_by_layer(stray), count_prunable(masks))
-
-    looks = due | (step & (step - 1) == 0) | (step % 100 == 0)
-    return metrics._replace(stray=jax.lax.cond(looks, look, lambda: metrics.stray))
+def _with_stray(metrics: Metrics, ctx: Context) -> Metrics:
+    """Counts weights outside the masks that are not 0, which takes a pass."""
+    stray = map_masked(lambda mask, w: ~mask & (w != 0), ctx.masks, ctx.params)
+    return metrics._replace(
+        stray=total_of(count_by_layer(stray), count_prunable(ctx.masks))
+    )
 
 
 def _run(
@@ -426,18 +421,28 @@ def sparsify(
         # compute it again for each weight.
         due = jnp.asarray(update_topology or when(state.step))
         metrics = state.metrics
-        if update_topology is not False:
-            metrics = _stray(ctx.params, ctx.masks, metrics, state.step, due)
         may_change = bool(elements) and update_topology is not False
-        if not may_change:
+
+        def look() -> Metrics:
+            return _with_stray(metrics, ctx)
+
+        if update_topology is False:
             skipped = metrics.skipped + jnp.where(due, 1, 0)
             now = unchanged(ctx, metrics._replace(skipped=skipped))
-        elif update_topology:
-            now = change(ctx, metrics)
+        elif update_topology and may_change:
+            now = change(ctx, look())
         else:
-            now = jax.lax.cond(
-                due, lambda: change(ctx, metrics), lambda: unchanged(ctx, metrics)
-            )
+            # Weights outside the masks are looked for seldom. One conditional of both:
+            # XLA would copy the parameters for a second one, as nothing orders it
+            # before the step that overwrites them.
+            step = state.step
+            looks = (step & (step - 1) == 0) | (step % 100 == 0)
+            cases = [lambda: unchanged(ctx, metrics), lambda: unchanged(ctx, look())]
+            case = jnp.where(looks, 1, 0)
+            if may_change:
+                cases.append(lambda: change(ctx, look()))
+                case = jnp.where(due, 2, case)
+            now = jax.lax.switch(case, cases)
         inner_state = state.inner_state
         if may_change:
             inner_state = reset_slots(

@@ -50,6 +50,20 @@ def write_tfds(data_dir: Path) -> None:
     prepare("imagenet2012", "5.1.0", 1000, {"train": 20, "validation": 9})
 
 
+def write_digits(path: Path) -> str:
+    """Writes 200 and 50 of scikit-learn's digits; returns the name of the set."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    images = (15 * digits.images).astype(np.uint8)[..., None]
+    np.savez(
+        path,
+        x_train=images[:200],
+        y_train=digits.target[:200],
+        x_test=images[200:250],
+        y_test=digits.target[200:250],
+    )
+    return f"npz:{path}"
+
+
 def write_folder(root: Path) -> None:
     """Writes train and val folders of two classes, 12 and 4 images."""
     for split, count in (("train", 6), ("val", 2)):

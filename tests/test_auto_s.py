@@ -1,4 +1,4 @@
-"""AutoS: labels, features, and a criterion learnt on an MLP that prunes a CNN."""
+"""AutoS: labels, features, and a criterion learned on an MLP that prunes a CNN."""
 
 import functools
 import itertools
@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import spearmanr
 
 import sparsejax as sj
+from experiments import criterion
+from experiments.criterion import ScoreMLP
 from experiments.input.digits import load_split
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.models.mlp import ScoreMLP
-from experiments.training import criterion
 from sparsejax.initialization.averaging import mean_gradients
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -107,8 +107,8 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def learnt(digits, tmp_path_factory):
-    """A criterion learnt on an MLP: its path, and the weights that it has not seen."""
+def learned(digits, tmp_path_factory):
+    """A criterion learned on an MLP: its path, and the weights that it has not seen."""
     loss = make_loss(mlp_logits)
     keys = jax.random.split(jax.random.key(0), 5)
     params = {
@@ -144,8 +144,8 @@ def learnt(digits, tmp_path_factory):
     return path, variables, test
 
 
-def test_the_learnt_score_ranks_weights_that_it_has_not_seen(learnt):
-    _, variables, test = learnt
+def test_the_learned_score_ranks_weights_that_it_has_not_seen(learned):
+    _, variables, test = learned
     scores = NETWORK.apply(variables, test.features)
     by_chance = 1 / np.sqrt(len(test.labels) - 1)  # the deviation of a correlation
     assert spearmanr(scores, test.labels).statistic > 6 * by_chance
@@ -153,8 +153,8 @@ def test_the_learnt_score_ranks_weights_that_it_has_not_seen(learnt):
     assert np.mean((scores - test.labels) ** 2) < 0.95 * np.var(test.labels)
 
 
-def test_a_saved_score_prunes_another_architecture(digits, learnt):
-    path, variables, _ = learnt
+def test_a_saved_score_prunes_another_architecture(digits, learned):
+    path, variables, _ = learned
     restored = criterion.load_score(path, NETWORK)
     assert jax.tree.all(jax.tree.map(np.array_equal, variables, restored))
     with pytest.raises(ValueError, match="must hold the variables of network"):
@@ -171,6 +171,6 @@ def test_a_saved_score_prunes_another_architecture(digits, learnt):
     )
     size = sj.count_prunable(sj.dense_masks(cnn))
     assert size == 27_408 and sj.count_active(masks) == sj.keep_count(0.9, size)
-    # Beside magnitude, from which it learnt, the gradient has a say.
+    # Beside magnitude, from which it learned, the gradient has a say.
     magnitude = sj.magnitude_pruning(None, cnn, None, None, 0.9)
     assert 0.05 < sj.jaccard(masks, magnitude) < 0.999

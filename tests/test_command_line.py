@@ -15,7 +15,7 @@ def test_all_mains_can_be_imported_together():
         "generalization",
         "lottery",
         "plasticity",
-        "polarisation",
+        "polarization",
         "training.main",
     ):
         importlib.import_module(f"experiments.{name}")

@@ -45,11 +45,11 @@ from experiments.configs import digits_before_during_after, digits_deep_before_t
 from experiments.configs.digits import get_config
 from experiments.digits import LABELS, check_config, load_data, train_method
 from experiments.input.digits import load_split
+from experiments.methods import class_balanced_batch
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.models.layers import matmul_conv
 from experiments.record.files import writable_directory
 from experiments.training.before_training import LABELS as BEFORE_TRAINING
-from experiments.training.before_training import class_balanced_batch
 from experiments.training.sparse import LABELS as TRAINING_LABELS
 
 ROOT = Path(__file__).parent.parent

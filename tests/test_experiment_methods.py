@@ -9,24 +9,23 @@ import pytest
 pytest.importorskip("grain", reason="of the experiments extra")
 
 import sparsejax as sj
-from experiments.comparison import replicas as rep
-from experiments.comparison.methods import first_sparsity, make_transform
 from experiments.configs import digits, imagenet_resnet50
 from experiments.configs.common import base_config
-from experiments.record.flops import run_flops
-from experiments.training.optimizer import make_optimizer
-from experiments.training.sparse import (
-    LABELS,
-    NEED_SPARSITY,
-    START_DENSE,
+from experiments.methods import (
+    METHODS,
     decayed_leaves,
+    finds_masks,
+    masks_before_training,
+    names,
+    run_flops,
     sparse_optimizer,
 )
-from experiments.training.top_kast import top_kast_optimizer
+from experiments.optimizer import make_optimizer
+from experiments.top_kast import top_kast_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-STEPS, SPARSITIES = 40, (0.8, 0.9)
+STEPS = 40
 SHAPES = {"stem": (16, 16), "head": {"kernel": (16, 8), "bias": (8,)}}
 
 
@@ -44,8 +43,18 @@ def make_params(seed=0):
     )
 
 
-def train(tx, params, state):
-    """Trains towards other weights; gives the masks' counts after each step too."""
+IMAGE_METHODS = names("before", "during")
+LABELS = [name for name in IMAGE_METHODS if not finds_masks(name)]
+
+
+# Those that no test of the digits trains.
+@pytest.mark.parametrize(
+    "name", [n for n in LABELS if n not in digits.get_config().methods]
+)
+def test_reaches_the_sparsity(name):
+    tx = sparse_optimizer(
+        name, optax.sgd(0.1), config_of(name), STEPS, sparsity=0.8, seed=0
+    )
     goal = make_params(1)
 
     def step(carry, _):
@@ -55,48 +64,40 @@ def train(tx, params, state):
         params = optax.apply_updates(params, updates)
         return (params, state), sj.count_active(sj.get_masks(state))
 
-    return jax.lax.scan(step, (params, state), None, length=STEPS)
-
-
-def check(name, sparsity, params, masks, active):
-    if name in ("gmp_layer", "granet_uniform"):
-        kept = sum(round((1 - sparsity) * size) for size in (256, 128))
-    else:
-        kept = round((1 - sparsity) * 384)
+    start = sj.init_sparse(tx, make_params())
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=STEPS))
+    (params, state), active = run(start)
+    masks = sj.get_masks(state)
+    by_layer = name in ("gmp_layer", "granet_uniform")
+    kept = sum(round(0.2 * n) for n in (256, 128)) if by_layer else round(0.2 * 384)
     count = sj.count_active(masks)
     assert 0 < count <= kept if name == "srigl" else count == kept
     jax.tree.map(np.testing.assert_array_equal, params, sj.apply_masks(params, masks))
-    assert len(set(active.tolist())) > 1 or name not in START_DENSE
+    assert len(set(active.tolist())) > 1 or METHODS[name].first != "dense"
 
 
-# Those that no other test runs side by side.
-@pytest.mark.parametrize(
-    "name", [n for n in LABELS if n not in digits.get_config().methods]
-)
-def test_reaches_the_sparsity(name):
-    """Side by side with a traced sparsity, or one sparsity after the other."""
-    groups = [[s] for s in SPARSITIES] if name in NEED_SPARSITY else [SPARSITIES]
-    for group in groups:
-        config = config_of(name)
-        known = group[0] if name in NEED_SPARSITY else None
-        transform = make_transform(name, optax.sgd(0.1), config, STEPS, known)
-        runs = []
-        for sparsity in group:
-            start = first_sparsity(name, sparsity, config)
-            params = make_params()
-            replica = rep.make_replica(0, sparsity, start, params, "erk")
-            runs.append((replica, params))
-        replicas, params = rep.stack(runs)
-        state = rep.compile_start(transform)(replicas, params)
-
-        def run(replica, state, transform=transform):
-            (params, opt_state), active = train(transform(replica), *state)
-            return params, sj.get_masks(opt_state), active
-
-        axes = (0, rep._STATE_AXES)
-        results = jax.jit(jax.vmap(run, in_axes=axes))(replicas, state)
-        for i, sparsity in enumerate(group):
-            check(name, sparsity, *jax.tree.map(lambda x, i=i: x[i], results))
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_layers_that_the_configuration_leaves_dense_have_no_mask(name):
+    config, params = config_of(name), make_params()
+    config.prunable, config.output_layer = (("head", False),), ""
+    if finds_masks(name):
+        options = {"apply_fn": lambda p, x: x @ p["stem"], "image_shape": (16,)}
+        masks = masks_before_training(
+            name,
+            params,
+            0.5,
+            loss_fn=lambda p, x, temperature=1.0: jnp.mean((x @ p["stem"]) ** 2),
+            batches=lambda number: [jnp.ones((2, 16))],
+            balanced=lambda: [jnp.ones((2, 16))],
+            dense_batches=lambda: [jnp.ones((2, 16))],
+            rounds=2,
+            prunable=config.prunable,
+            **options,
+        )
+    else:
+        tx = sparse_optimizer(name, optax.sgd(0.1), config, STEPS, sparsity=0.5, seed=0)
+        masks = sj.get_masks(jax.eval_shape(tx.init, params))
+    assert masks["stem"].shape == (16, 16) and not jax.tree.leaves(masks["head"])
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -1,4 +1,4 @@
-"""The study of generalisation at toy size."""
+"""The study of generalization at toy size."""
 
 import json
 
@@ -8,11 +8,9 @@ import pytest
 
 pytest.importorskip("ml_collections", reason="of the experiments extra")
 
+from experiments import generalization, study
 from experiments.configs.generalization import get_config
-from experiments.generalization_study.experiment import run_experiment
-from experiments.generalization_study.problem import Examples, logits, signals
-from experiments.generalization_study.settings import check_config
-from experiments.generalization_study.train import bernoulli_masks
+from experiments.generalization import Examples, bernoulli_masks, logits, signals
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -25,7 +23,7 @@ def toy():
 
 
 def test_signal_is_learned_where_weights_see_it_and_only_there(tmp_path):
-    run_experiment(toy(), tmp_path)
+    text = study.run(generalization.STUDY, toy(), tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())
     rows = [dict(zip(content["columns"], row)) for row in content["rows"]]
     assert [(r["density"], r["seed"]) for r in rows] == [
@@ -39,7 +37,7 @@ def test_signal_is_learned_where_weights_see_it_and_only_there(tmp_path):
             assert row["reached"] < 1 and row["test_accuracy"] < 0.75
             assert row["signal"] < row["noise"]
     assert rows[0]["active"] == 4 * 16 * 200
-    assert "| 1 % " in (tmp_path / "results.md").read_text()
+    assert "| 1 % " in text
     assert (tmp_path / "by_density.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -57,7 +55,7 @@ def test_logits_are_those_of_the_formula():
         ]
         for y, xi in zip(labels, noise)
     ]
-    got = logits({"neurons": weights}, Examples(labels, noise), config)
+    got = logits(weights, Examples(labels, noise), config)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
@@ -84,7 +82,7 @@ def test_masks_of_one_key_are_nested():
 )
 def test_config_is_checked(field, value):
     config = get_config()
-    check_config(config)
+    study.check_config(generalization.STUDY, config)
     config[field] = value
     with pytest.raises(ValueError, match=rf"config\.{field} must be .*; got "):
-        check_config(config)
+        study.check_config(generalization.STUDY, config)

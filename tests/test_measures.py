@@ -12,12 +12,11 @@ import sparsejax as sj
 
 pytest.importorskip("grain", reason="of the experiments extra")
 
-from experiments.training.measures import named
-from experiments.training.parallel import make_parallel
-from experiments.training.plan import Plan, chunk_sizes, is_measured
-from experiments.training.recorder import Recorder
-from experiments.training.state import TrainState
-from experiments.training.steps import make_train_step
+from experiments.parallel import make_parallel
+from experiments.recorder import Recorder
+from experiments.run import Plan, is_measured
+from experiments.step import TrainState, make_train_step, named_measures
+from experiments.train import plan_chunks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,7 +31,7 @@ def every_six(step):
 def test_chunks_end_at_what_is_measured(size):
     config = ConfigDict({"steps_per_call": size, "log_every_steps": 7})
     config.checkpoint_every_steps = 15
-    chunks = list(chunk_sizes(3, PLAN, config, 100, every_six))
+    chunks = list(plan_chunks(3, PLAN, config, 100, every_six))
     steps, taken = 3, set()
     for chunk in chunks:
         within = range(steps, steps + chunk.size)
@@ -95,7 +94,7 @@ def train(mode, shard_state=False):
         label_smoothing=0.0,
         accumulation=1,
         axis_name=parallel.axis_name,
-        is_measured=lambda step: is_measured(step, plan, tx.is_update_step),
+        is_measured=lambda step: is_measured(plan, tx.is_update_step, step),
     )
     compiled = parallel.train(
         lambda state, _, chunk: step(state, jax.tree.map(lambda x: x[0], chunk))
@@ -125,7 +124,7 @@ def test_a_run_measures_its_updates_and_its_last_steps(over_devices):
             assert not any(np.any(x) for x in measures)
             assert sj.jaccard(before, masks) == 1
             continue
-        figures = named(measures, masks)
+        figures = named_measures(measures, masks)
         assert figures["itop_rate"] == sj.itop_rate(history[: t + 2]).item()
         grads = loss_gradient(states[t].params, t)
         for name in names:

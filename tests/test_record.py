@@ -20,13 +20,17 @@ pytest.importorskip("tensorboardX", reason="of the experiments extra")
 
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments.record import environment
-from experiments.record.environment import describe_environment, write_run_header
-from experiments.record.figures import _layers
-from experiments.record.files import write_atomically
-from experiments.record.metrics import MetricWriter, read_metrics
-from experiments.record.progress import Progress
-from experiments.record.report import main, write_report
+from experiments import record
+from experiments.files import write_atomically
+from experiments.record import (
+    MetricWriter,
+    Progress,
+    describe_environment,
+    read_metrics,
+    read_speed,
+    write_run_header,
+)
+from experiments.report import _layers, main, write_report
 
 
 def write_steps(writer, steps):
@@ -148,7 +152,7 @@ class TestMetrics:
     def test_lines_survive_a_kill(self, tmp_path):
         program = (
             "import os, sys\n"
-            "from experiments.record.metrics import MetricWriter\n"
+            "from experiments.record import MetricWriter\n"
             "writer = MetricWriter(sys.argv[1])\n"
             "writer.write(1, {'loss': 2.0}, 'train')\n"
             "os.kill(os.getpid(), 9)\n"
@@ -163,6 +167,7 @@ class TestMetrics:
     def test_writes_event_files(self, tmp_path):
         with MetricWriter(tmp_path) as writer:
             writer.write(5, {"loss": 0.5, "density/a/kernel": 0.25}, "topology")
+            writer.watch(5, examples_per_second=10.0)
         scalars = [
             (event.step, value.tag, value.simple_value)
             for event in read_events(tmp_path)
@@ -171,7 +176,10 @@ class TestMetrics:
         assert scalars == [
             (5, "topology/loss", 0.5),
             (5, "topology/density/a/kernel", 0.25),
+            (5, "speed/examples_per_second", 10.0),
         ]
+        [speed] = read_speed(tmp_path)
+        assert speed == {"step": 5, "kind": "train", "examples_per_second": 10.0}
 
     def test_tells_tensorboard_where_a_run_was_resumed(self, tmp_path):
         # All in one second, which must not make the files overwrite each other.
@@ -182,9 +190,36 @@ class TestMetrics:
             write_steps(writer, [4])
         events = read_events(tmp_path)
         steps = [event.step for event in events if event.summary.value]
-        assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 4, 4]
+        assert steps == [1, 2, 3, 4, 5, 4]
         starts = [event.step for event in events if event.HasField("session_log")]
         assert starts == [4]
+
+    def test_what_is_for_watching_stops_nothing(self, tmp_path, caplog):
+        (tmp_path / "tensorboard").write_text("in the way")
+        (tmp_path / "speed.jsonl").mkdir()
+        with MetricWriter(tmp_path) as writer:
+            write_steps(writer, [1, 2])
+            writer.watch(2, examples_per_second=10.0)
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+        assert caplog.text.count("No more event files are written") == 1
+
+    def test_a_line_that_the_disk_took_half_of_is_an_error(self, tmp_path):
+        """Under a limit of 100 bytes a file, as on a disk with 100 bytes left."""
+        program = (
+            "import resource, sys\n"
+            "from experiments.record import MetricWriter, read_metrics\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+            "writer = MetricWriter(sys.argv[1], tensorboard=False)\n"
+            "for step in range(9):\n"
+            "    try:\n"
+            "        writer.write(step, {'loss': 1.0}, 'train')\n"
+            "    except OSError:\n"
+            "        break\n"
+            "assert step == len(read_metrics(sys.argv[1])) == 2\n"
+        )
+        root = Path(__file__).parents[1]
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        subprocess.run(command, cwd=root, check=True)
 
     def test_inactive_writer_touches_nothing(self, tmp_path):
         with MetricWriter(tmp_path / "run", active=False) as writer:
@@ -284,7 +319,7 @@ class TestEnvironment:
 
     def test_commit(self, tmp_path):
         nothing = {"git_commit": None, "git_dirty": None}
-        assert environment._commit(tmp_path / "missing") == nothing
+        assert record._commit(tmp_path / "missing") == nothing
 
         def git(*args):
             author = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -293,11 +328,11 @@ class TestEnvironment:
 
         git("init")
         git("commit", "--allow-empty", "-m", "first")
-        found = environment._commit(tmp_path)
+        found = record._commit(tmp_path)
         assert re.fullmatch("[0-9a-f]{40}", found["git_commit"])
         assert found["git_dirty"] is False
         (tmp_path / "new.py").touch()
-        assert environment._commit(tmp_path)["git_dirty"] is True
+        assert record._commit(tmp_path)["git_dirty"] is True
 
     def test_header(self, tmp_path):
         config = ConfigDict({"b": (1, 2), "a": {"x": np.float32(0.5), "y": np.inf}})
@@ -316,8 +351,8 @@ class TestEnvironment:
 
 CONFIG = {
     "method": "granet <b>&",
-    "model": {"name": "res$net$"},
-    "data": {"name": "cifar10"},
+    "model": "res$net$",
+    "dataset": "cifar10",
     "sparsity": 0.95,
     "total_steps": 40,
 }
@@ -328,7 +363,8 @@ def record_run(workdir):
     with MetricWriter(workdir, tensorboard=False) as writer:
         for step in range(1, 31):
             train = {"loss": 1 / step, "learning_rate": 0.1, "grad <norm>": math.nan}
-            writer.write(step, {**train, "examples_per_second": 10.0}, "train")
+            writer.write(step, train, "train")
+            writer.watch(step, examples_per_second=10.0)
             if step % 10:
                 continue
             topology = {"sparsity": step / 40, "churn": 0.1, "grown": 3, "dropped": 4}
@@ -366,10 +402,10 @@ class TestReport:
             "Test accuracy, last step": ("71.88 %", "step 30"),
             "Test accuracy, best validation": ("68.75 %", "step 20"),
             "Best validation accuracy": ("81.25 %", "step 20"),
-            "Sparsity, realised": ("75.00 %", "target 95.00 %"),
+            "Sparsity, realized": ("75.00 %", "target 95.00 %"),
             "Last recorded step": ("30", "of 40, unfinished"),
-            "Layers without an active weight": ("2", "nothing passes through them"),
-            "Topology updates skipped": ("1", "gradients or weights were not finite"),
+            "Layers without an active weight": ("2", "nothing passes them"),
+            "Topology updates skipped": ("1", "gradients or weights not finite"),
         }
 
     def test_page_escapes_and_needs_no_network(self, tmp_path):
@@ -385,12 +421,11 @@ class TestReport:
         sources = re.findall(r'src="(.{26})', page)
         assert sources == ["data:image/svg+xml;base64,"] * 14
         for title in (
-            "Weights active at least once: ITOP&#x27;s rate R_s",
+            "Active at least once: ITOP&#x27;s rate R_s",
             "Gradient flow (squared norm, active weights)",
-            "Units that the masks have cut off",
-            "Gradient flow by layer (logarithmic; grey where there is none)",
-            "Share of output units without incoming weights (logarithmic; grey for "
-            "none)",
+            "Units without active weights",
+            "Gradient flow by layer (logarithmic; gray where there is none)",
+            "Share of output units without incoming weights",
         ):
             assert f'alt="{title}"' in page
         assert "Share of input units" not in page  # every input unit is read
@@ -399,7 +434,7 @@ class TestReport:
         record_run(tmp_path)
         page = write_report(tmp_path).read_text()
         rows = [
-            re.findall(r"<td[^>]*>([^<]*)</td>", row)
+            re.findall(r"<td>([^<]*)</td>", row)
             for row in re.findall(r"<tr.*?</tr>", page)
         ]
         assert rows[1:] == [
@@ -425,7 +460,7 @@ class TestReport:
         record_run(tmp_path)
         (tmp_path / "metrics.jsonl").unlink()
         found = tiles(write_report(tmp_path).read_text())
-        assert found == {"Sparsity, realised": ("87.00 %", "target 95.00 %")}
+        assert found == {"Sparsity, realized": ("87.00 %", "target 95.00 %")}
 
     def test_equal_records_give_equal_pages(self, tmp_path):
         record_run(tmp_path)

@@ -12,15 +12,15 @@ import pytest
 pytest.importorskip("grain", reason="of the experiments extra")
 
 from experiments import reproduce
+from experiments import train as loop
 from experiments.configs import digits, digits_resnet
-from experiments.record.metrics import read_metrics
+from experiments.record import read_metrics
 from experiments.tables import published, run_digits, run_images
 from experiments.tables.published import PUBLISHED
 from experiments.tables.render import render, write_page
 from experiments.tables.results import Found, read_table, result_path
 from experiments.tables.spec import ROWS, TABLES, Cell, select
 from experiments.tables.studies import STUDIES
-from experiments.training import loop
 from experiments.training.preemption import EXIT_PREEMPTED, Preempted
 
 ROOT = Path(__file__).parents[1]

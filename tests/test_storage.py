@@ -10,8 +10,7 @@ import fsspec
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from experiments.record.metrics import MetricWriter, read_metrics
-from experiments.record.storage import CHECKPOINTS, open_storage
+from experiments.record import CHECKPOINTS, MetricWriter, open_storage, read_metrics
 
 
 class Bucket(MemoryFileSystem):

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import sparsejax as sj
 from experiments.comparison.replicas import batch_order, mean_loss
 from experiments.input.digits import Examples
-from experiments.training.before_training import (
+from experiments.methods import (
     class_balanced_batch,
     masks_before_training,
 )

@@ -1,4 +1,4 @@
-"""AutoS learnt on a perceptron of the digits and tried elsewhere, five seeds.
+"""AutoS learned on a perceptron of the digits and tried elsewhere, five seeds.
 
 python -m experiments.auto_s --config=experiments/configs/auto_s.py --workdir=DIR
 """
@@ -7,15 +7,11 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the fields, each explained where it is set."""
     config = ConfigDict()
 
-    # Where the criterion is learnt and where it is tried: keys of
-    # `experiments.auto_s_study.problem.RECIPES`. A target of the same recipe as the
+    # Where the criterion is learned and where it is tried: keys of
+    # `experiments.auto_s.RECIPES`. A target of the same recipe as the
     # source has other first weights.
     config.source = "digits_mlp"
     config.targets = ("digits_mlp", "digits_cnn", "breast_cancer_mlp", "wine_mlp")

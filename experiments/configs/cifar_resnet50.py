@@ -18,14 +18,7 @@ from experiments.configs.common import cifar_config
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Gives the configuration.
-
-    Args:
-        argument: "method=...,sparsity=...,classes=...".
-
-    Returns:
-        The configuration.
-    """
+    """Returns the configuration for "method=...,sparsity=...,classes=..."."""
     config = cifar_config(argument)
     config.model = "cifar_resnet50"
     return config

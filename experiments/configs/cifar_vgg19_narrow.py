@@ -14,14 +14,7 @@ from experiments.configs import cifar_vgg19
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Gives the configuration.
-
-    Args:
-        argument: "method=...,sparsity=...".
-
-    Returns:
-        The configuration.
-    """
+    """Returns the configuration for "method=...,sparsity=..."."""
     config = cifar_vgg19.get_config(argument)
     config.model_options = {"widths": (16, 32, 64, 128, 128)}
     config.total_steps = 150

@@ -14,14 +14,7 @@ from experiments.configs.common import base_config, parse
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Gives the configuration.
-
-    Args:
-        argument: "method=...,sparsity=...", what stands after the file's colon.
-
-    Returns:
-        The configuration.
-    """
+    """Returns the configuration for "method=...,sparsity=..."."""
     config = base_config()
     config.update(parse(argument, method="granet", sparsity=0.9))
     config.dataset = "digits"

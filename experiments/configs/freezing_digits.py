@@ -24,7 +24,7 @@ has more:
 from ml_collections import ConfigDict
 
 from experiments.configs import digits_before_during_after
-from experiments.freezing_study.methods import METHODS
+from experiments.freezing import METHODS
 
 # What is as in the comparison of methods on the digits, where it is explained.
 _SHARED = (
@@ -42,15 +42,11 @@ _SHARED = (
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields; those not set here are explained in `experiments/configs/digits.py`.
-    """
+    """Returns the fields; those not set here are explained in `digits.py`."""
     comparison = digits_before_during_after.get_config()
     config = ConfigDict({field: comparison[field] for field in _SHARED})
 
-    # Keys of `experiments.freezing_study.methods.METHODS`.
+    # Keys of `experiments.freezing.METHODS`.
     config.methods = tuple(METHODS)
     # The share of the weights that is trained; by edge-popup, that is kept.
     config.densities = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)

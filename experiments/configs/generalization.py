@@ -1,4 +1,4 @@
-"""Pruning before training and generalisation, on a two-layer network.
+"""Pruning before training and generalization, on a two-layer network.
 
     python -m experiments.generalization \
         --config=experiments/configs/generalization.py --workdir=DIR
@@ -13,14 +13,10 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the fields, each explained where it is set."""
     config = ConfigDict()
 
-    # The examples; see experiments.generalization_study.problem. Each signal has equal
+    # The examples; see experiments.generalization. Each signal has equal
     # entries on so many coordinates of its own: with 1 it is an axis.
     config.classes = 4
     config.dimension = 1000
@@ -48,11 +44,7 @@ def get_config() -> ConfigDict:
 
 
 def get_spread_config() -> ConfigDict:
-    """Gives the configuration of the control, whose signals lie on many coordinates.
-
-    Returns:
-        The fields.
-    """
+    """Returns those of the control, whose signals lie on many coordinates."""
     config = get_config()
     config.signal_support = 100
     config.noise_stds = (0.3,)

@@ -8,10 +8,11 @@ After the colon: method (one of `experiments.configs.common.METHODS`), sparsity 
 0.9 in the paper).
 
 100 epochs at batch 128, as in the paper: 1,000,900 steps, topology updates every 4000,
-gradual pruning over the first 30 epochs. On a pod, batch_size, learning_rate and
-update_interval_steps scale together: eight times the batch is eight times the rate and
-an eighth of the interval. Any folder of images by class trains the same way:
-`--config.dataset=folder:PATH`. Cost and our own result: not run.
+gradual pruning over the first 30 epochs. The rate and the intervals follow the batch:
+`--config.batch_size=1024` has eight times the rate and an eighth of the interval. Batch
+norm is synchronized, so that a run is the same on any number of devices. Any folder of
+images by class trains the same way: `--config.dataset=folder:PATH`. Cost and our own
+result: not run.
 """
 
 from ml_collections import ConfigDict
@@ -20,23 +21,17 @@ from experiments.configs.common import base_config, parse
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Gives the configuration.
-
-    Args:
-        argument: "method=...,sparsity=...".
-
-    Returns:
-        The configuration.
-    """
+    """Returns the configuration for "method=...,sparsity=..."."""
     config = base_config()
     config.update(parse(argument, method="granet", sparsity=0.9))
     config.dataset = "imagenet2012"
     config.validation_examples = 10_000
     config.augment = "imagenet"
     config.image_size = 224
-    config.device_resident = False
     config.workers = 8
     config.model = "resnet50"
+    config.sync_batch_norm = True
+    config.reference_batch_size = 128
     config.epochs = 100
     config.warmup_epochs = 5
     config.drop_at = (0.3, 0.6, 0.9)

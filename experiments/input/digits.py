@@ -1,10 +1,14 @@
 """Scikit-learn's bundled digits: 1,797 scans of handwritten digits at 8 x 8 pixels."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from experiments.study import Condition, count_conditions, number_conditions
 
 IMAGE_SHAPE = (8, 8, 1)
 CLASSES = 10
@@ -61,3 +65,21 @@ def load_split(validation_share: float, test_share: float, seed: int) -> Split:
     rest, test = set_apart(everything, round(test_share * len(labels)))
     train, validation = set_apart(rest, round(validation_share * len(labels)))
     return Split(*(Examples(images[i], labels[i]) for i in (train, validation, test)))
+
+
+def load(config: ConfigDict) -> Split:
+    """Loads the digits, split as a configuration says."""
+    return load_split(config.validation_share, config.test_share, config.split_seed)
+
+
+def recipe_conditions(config: ConfigDict) -> Iterator[Condition]:
+    """Yields what the fields of the split and of training by SGD must be."""
+    seed = config.split_seed
+    yield "split_seed", type(seed) is int and 0 <= seed < 2**32, "in [0, 2^32)"
+    shares = "[0.02, 0.45]"
+    yield from number_conditions(config, validation_share=shares, test_share=shares)
+    yield from count_conditions(config, "epochs", "batch_size")
+    most = len(load(config).train.labels)
+    yield "batch_size", config.batch_size <= most, f"in [1, {most}]"
+    ranges = {"learning_rate": "(0, inf)", "momentum": "[0, 1)"}
+    yield from number_conditions(config, **ranges, weight_decay="[0, inf)")

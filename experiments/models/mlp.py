@@ -1,4 +1,4 @@
-"""Perceptrons: a plain one, a deep one for the digits, and AutoS's scoring network."""
+"""Perceptrons: a plain one, and one for the digits as deep as it is told."""
 
 from collections.abc import Sequence
 
@@ -38,22 +38,3 @@ class DigitsMLP(nn.Module):
             norm = nn.LayerNorm(name=f"norm_{number}")
             x = nn.relu(norm(nn.Dense(width, name=f"hidden_{number}")(x)))
         return nn.Dense(self.classes, name="output")(x)
-
-
-class ScoreMLP(nn.Module):
-    """A perceptron of two hidden layers that scores weights, as AutoS learns it.
-
-    The paper's own network is Linear(2, 64)-BatchNorm-ReLU-Linear(64, 3072)-BatchNorm-
-    ReLU, whose output is taken for an image of 32 x 32 x 3 and goes through ResNet-18.
-    Ours has no batch normalization: features arrive normalized, and a weight's score
-    does not depend on which others are scored with it.
-    """
-
-    width: int = 64
-
-    @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Returns the scores of [..., 2]; see `sparsejax.auto_s_features`."""
-        x = nn.relu(nn.Dense(self.width)(features))
-        x = nn.relu(nn.Dense(self.width)(x))
-        return nn.Dense(1)(x)[..., 0]

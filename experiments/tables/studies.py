@@ -5,14 +5,15 @@ A new one is an entry of `STUDIES`.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import digits
-from experiments.auto_s_study import experiment as auto_s_study
-from experiments.auto_s_study import results as auto_s_results
+from experiments import auto_s as auto_s_study
+from experiments import digits, edge_of_chaos, freezing, polarization, study
+from experiments import generalization as generalization_study
 from experiments.comparison.results import from_json
 from experiments.comparison.results import report as comparison_report
 from experiments.configs import (
@@ -20,19 +21,13 @@ from experiments.configs import (
     digits_before_during_after,
     digits_deep_before_training,
     digits_force,
-    edge_of_chaos,
     freezing_digits,
     generalization,
     lottery_digits,
     plasticity_digits,
-    polarisation_digits,
+    polarization_digits,
 )
-from experiments.edge_of_chaos_study import experiment as edge_of_chaos_study
-from experiments.edge_of_chaos_study import results as edge_of_chaos_results
-from experiments.freezing_study import experiment as freezing_study
-from experiments.freezing_study import results as freezing_results
-from experiments.generalization_study import experiment as generalization_study
-from experiments.generalization_study import results as generalization_results
+from experiments.configs import edge_of_chaos as edge_of_chaos_config
 from experiments.lottery_study import experiment as lottery_study
 from experiments.lottery_study import results as lottery_results
 from experiments.lottery_study.store import Record as LotteryRecord
@@ -40,8 +35,6 @@ from experiments.plasticity_study import experiment as plasticity_study
 from experiments.plasticity_study import results as plasticity_results
 from experiments.plasticity_study.store import OPERATIONAL
 from experiments.plasticity_study.store import Record as PlasticityRecord
-from experiments.polarisation_study import experiment as polarisation_study
-from experiments.polarisation_study import results as polarisation_results
 from experiments.record.configuration import differences
 from experiments.record.files import write_atomically
 from experiments.tables.render import provenance
@@ -59,7 +52,7 @@ class Study(NamedTuple):
             configuration.
     """
 
-    run: Callable[[ConfigDict, Path], None]
+    run: Callable[[ConfigDict, Path], Any]
     report: Callable[[Content, str], str]
     parts: Mapping[str, tuple[str, Callable[[], ConfigDict]]]
 
@@ -75,6 +68,27 @@ def _of_records(
     return text
 
 
+def _of_study(
+    what: study.Study,
+    configs: Mapping[str, Callable[[], ConfigDict]],
+    **titles: str,
+) -> Study:
+    """Makes a table of a study of one file, its parts by their configurations.
+
+    The title of a part is the study's, unless it has one in `titles`.
+    """
+
+    def report(content: Content, title: str) -> str:
+        frame, config = study.frame_of(content), ConfigDict(content["config"])
+        return f"# {title}\n\n{what.report(frame, config).strip()}\n"
+
+    return Study(
+        partial(study.run, what),
+        report,
+        {p: (titles.get(p, what.title), config) for p, config in configs.items()},
+    )
+
+
 def _of_methods(content: Content, title: str) -> str:
     """Reports a result of `experiments.digits`."""
     results = [from_json(method) for method in content["methods"]]
@@ -83,11 +97,7 @@ def _of_methods(content: Content, title: str) -> str:
 
 
 STUDIES: Mapping[str, Study] = {
-    "auto_s": Study(
-        auto_s_study.run_experiment,
-        _of_records(auto_s_results.Record, auto_s_results.report),
-        {"digits": (auto_s_study.TITLE, auto_s.get_config)},
-    ),
+    "auto_s": _of_study(auto_s_study.STUDY, {"digits": auto_s.get_config}),
     "before_during_after": Study(
         digits.compare,
         _of_methods,
@@ -108,10 +118,8 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "edge_of_chaos": Study(
-        edge_of_chaos_study.run_experiment,
-        _of_records(edge_of_chaos_results.Record, edge_of_chaos_results.report),
-        {"snip": (edge_of_chaos_study.TITLE, edge_of_chaos.get_config)},
+    "edge_of_chaos": _of_study(
+        edge_of_chaos.STUDY, {"snip": edge_of_chaos_config.get_config}
     ),
     "force": Study(
         digits.compare,
@@ -123,24 +131,14 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "freezing": Study(
-        freezing_study.run_experiment,
-        _of_records(freezing_results.Record, freezing_results.report),
-        {"digits": (freezing_study.TITLE, freezing_digits.get_config)},
-    ),
-    "generalization": Study(
-        generalization_study.run_experiment,
-        _of_records(generalization_results.Record, generalization_results.report),
+    "freezing": _of_study(freezing.STUDY, {"digits": freezing_digits.get_config}),
+    "generalization": _of_study(
+        generalization_study.STUDY,
         {
-            "axis": (
-                "Pruning before training and generalisation",
-                generalization.get_config,
-            ),
-            "spread": (
-                "The control: each signal is spread over 100 coordinates",
-                generalization.get_spread_config,
-            ),
+            "axis": generalization.get_config,
+            "spread": generalization.get_spread_config,
         },
+        spread="The control: each signal is spread over 100 coordinates",
     ),
     "lottery": Study(
         lottery_study.run_experiment,
@@ -162,15 +160,8 @@ STUDIES: Mapping[str, Study] = {
             )
         },
     ),
-    "polarisation": Study(
-        polarisation_study.run_experiment,
-        _of_records(polarisation_results.Record, polarisation_results.report),
-        {
-            "digits": (
-                "Consensus sub-networks on scikit-learn's digits",
-                polarisation_digits.get_config,
-            )
-        },
+    "polarization": _of_study(
+        polarization.STUDY, {"digits": polarization_digits.get_config}
     ),
 }
 

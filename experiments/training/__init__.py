@@ -1,1 +1,1 @@
-"""What the mains share: training, reports and progress."""
+"""Methods by name, and modules kept for studies that import from here."""

@@ -1,1 +1,0 @@
-"""Freezing against pruning: the same masks, with the other weights as drawn or 0."""

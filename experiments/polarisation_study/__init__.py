@@ -1,1 +1,0 @@
-"""Consensus sub-networks by polarisation: gated training, the penalty, controls."""
