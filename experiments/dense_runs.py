@@ -31,7 +31,7 @@ from experiments.data import (
 )
 from experiments.models import MODELS, create_model
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.models.digits_mlp import DigitsMLP
+from experiments.models.mlp import DigitsMLP
 from experiments.optimizer import SCHEDULES, learning_rate, make_optimizer
 from experiments.step import TrainState, create_state, make_eval_step, make_train_step
 from experiments.study import (

@@ -44,7 +44,7 @@ from experiments import fit, methods, plots, results, study
 from experiments.digits_data import CLASSES, IMAGE_SHAPE, Examples, Split
 from experiments.methods import METHODS
 from experiments.models.digits_cnn import DigitsCNN
-from experiments.models.digits_mlp import DigitsMLP
+from experiments.models.mlp import DigitsMLP
 from experiments.record import Progress
 from experiments.study import Condition
 

@@ -24,6 +24,7 @@ _COUNTS = {
         "checkpoint_every_steps",
         "drive_dense_epochs",
         "epochs",
+        "drive_dense_epochs",
         "evaluate_every_epochs",
         "grasp_images_per_class",
         "image_size",

@@ -30,7 +30,7 @@ from experiments.methods import (
     names,
     sparse_optimizer,
 )
-from experiments.models.digits_cnn import matmul_conv
+from experiments.models.layers import matmul_conv
 
 ROOT = Path(__file__).parent.parent
 SPARSITIES, SEEDS = (0.8, 0.9), (0, 3)

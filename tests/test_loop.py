@@ -295,20 +295,8 @@ def test_masks_before_training_are_of_the_first_batches(digits):
     assert sum(jax.tree.leaves(same)) >= 0.99 * sj.count_prunable(masks)
 
 
-def test_first_weights_are_rescaled_to_the_edge_of_chaos(digits):
-    plain, rescaled = (
-        run.prepare_run(digits(method="static", rescale_to_edge_of_chaos=x))
-        for x in (False, True)
-    )
-    state, found = plain.first_state(), rescaled.first_state().params
-    masks = sj.get_masks(state.opt_state)
-    expected = sj.rescale_to_edge_of_chaos(state.params, masks)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert not np.array_equal(found["stem"]["kernel"], state.params["stem"]["kernel"])
-
-
 def test_what_grasp_and_drive_see_of_images(digits, monkeypatch):
-    """The next batches in each round; GraSP a balanced one, whole on every device."""
+    """The next batches in each round; GraSP balanced ones, the same on every device."""
     seen = {}
 
     def look(name, *args, **options):
@@ -320,19 +308,31 @@ def test_what_grasp_and_drive_see_of_images(digits, monkeypatch):
         return {}
 
     monkeypatch.setattr(run, "masks_before_training", look)
-    changes = {"drive_dense_epochs": 1, "initialization_batches": 2, "batch_size": 64}
+    changes = {"initialization_batches": 2, "grasp_images_per_class": 3}
     masks_at_first(digits, "grasp", **changes)
     _, data = masks_at_first(digits, "drive", **changes)
-    assert [len(batch["label"]) for batch in seen["grasp"]] == [50, 50]
-    labels = np.concatenate([batch["label"] for batch in seen["grasp"]])
-    assert np.bincount(labels).tolist() == [10] * 10
-    assert seen["grasp"][0]["image"].sharding.is_fully_replicated  # 50 on 8 devices
-    read = inputs.train_batches(data.train, seed=digits().seed, batch_size=64)
-    steps = len(data.train) // 64
+    labels = [np.asarray(batch["label"]) for batch in seen["grasp"]]
+    assert np.bincount(np.concatenate(labels)).tolist() == [3] * 10
+    assert seen["grasp"][0]["image"].sharding.is_fully_replicated  # 15 on 8 devices
+    config = digits()
+    read = inputs.host_batches(config, data)
+    steps = len(data.train) // config.batch_size
     expected = [next(read)["label"] for _ in range(steps + 4)]
     found = [*seen["dense"], *seen["rounds"][0], *seen["rounds"][1]]
     for batch, labels in zip(found, expected, strict=True):
         np.testing.assert_array_equal(batch["label"], labels)
+
+
+def test_first_weights_are_rescaled_to_the_edge_of_chaos(digits):
+    plain, rescaled = (
+        run.prepare_run(digits(method="static", rescale_to_edge_of_chaos=x))
+        for x in (False, True)
+    )
+    state, found = plain.first_state(), rescaled.first_state().params
+    masks = sj.get_masks(state.opt_state)
+    expected = sj.rescale_to_edge_of_chaos(state.params, masks)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not np.array_equal(found["stem"]["kernel"], state.params["stem"]["kernel"])
 
 
 def test_pruned_before_training_from_end_to_end(
