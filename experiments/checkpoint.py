@@ -47,16 +47,11 @@ _DECODING = (
 
 
 class Best(NamedTuple):
-    """The evaluation with the highest validation accuracy so far, at full sparsity.
+    """The evaluation with the highest validation accuracy so far, at full sparsity."""
 
-    Attributes:
-        step: Its step; -1 for none yet.
-        validation_accuracy: In [0, 1].
-        test_accuracy: Of the same weights; recorded, never used for a choice.
-    """
-
-    step: int = -1
-    validation_accuracy: float = -1.0
+    step: int = -1  # its step; -1 for none yet
+    validation_accuracy: float = -1.0  # in [0, 1]
+    # Of the same weights; recorded, never used for a choice.
     test_accuracy: float = -1.0
 
 
@@ -95,7 +90,7 @@ class Checkpointer:
         """Opens the `keep` newest checkpoints of a run; refuses those of another.
 
         `to_saved` makes the form of a state that is saved, `from_saved` places it.
-        Without a config nothing can be saved.
+        Without a config nothing can be saved, or is changed.
         """
         self._directory = directory
         self._config = config
@@ -105,6 +100,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=config is not None,
+            read_only=config is None,
             # Of several processes, each run's two managers wait for their own.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=directory.name
@@ -167,7 +163,8 @@ class Checkpointer:
                     step,
                     reason,
                 )
-                self._set_aside(step)
+                if self._config is not None:
+                    self._set_aside(step)
                 continue
             return Restored(self._from_saved(saved), Best(**notes["best"]), notes)
         return None
@@ -224,7 +221,8 @@ def saved_config(directory: epath.Path) -> Mapping[str, Any] | None:
     """Reads the configuration of the newest checkpoint; None if there is none."""
     if not directory.exists():
         return None
-    with ocp.CheckpointManager(directory) as manager:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
         step = manager.latest_step()
         if step is None:
             return None

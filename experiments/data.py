@@ -107,30 +107,18 @@ class ReadSplit:
 
 
 class Dataset(NamedTuple):
-    """A data set in three disjoint parts.
+    """A data set in three disjoint parts."""
 
-    Attributes:
-        name: As it was asked for.
-        train: What weights and masks are fitted to.
-        validation: Held out of the training set; empty if nothing was asked for.
-        test: What is reported, and nothing else.
-        num_classes: Classes; labels are from 0.
-        image_shape: Height, width and channels. Where images differ in size, those of
-            the first.
-        mean: float32[c] of pixels in [0, 1].
-        std: float32[c], the same.
-        in_memory: Whether all splits are `ArraySplit`.
-    """
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    num_classes: int
+    name: str  # as it was asked for
+    train: Split  # what weights and masks are fitted to
+    validation: Split  # held out of the training set; empty if nothing was asked for
+    test: Split  # what is reported, and nothing else
+    num_classes: int  # classes; labels are from 0
+    # Height, width and channels. Where images differ in size, those of the first.
     image_shape: tuple[int, int, int]
-    mean: np.ndarray
-    std: np.ndarray
-    in_memory: bool
+    mean: np.ndarray  # float32[c] of pixels in [0, 1]
+    std: np.ndarray  # float32[c], the same
+    in_memory: bool  # whether all splits are `ArraySplit`
 
 
 def load_dataset(
@@ -432,17 +420,11 @@ _lock = threading.Lock()
 
 
 class EpochPlan(NamedTuple):
-    """An epoch; rows i of all fields belong together.
+    """An epoch; rows i of all fields belong together."""
 
-    Attributes:
-        order: int32[n], the examples in the order they are seen.
-        crop: int32[n, 2] in [0, 2 * pad], where to cut the padded image: row, column.
-        flip: bool[n], whether to mirror it.
-    """
-
-    order: Any
-    crop: Any
-    flip: Any
+    order: Any  # int32[n], the examples in the order they are seen
+    crop: Any  # int32[n, 2] in [0, 2 * pad], where to cut the padded image: row, column
+    flip: Any  # bool[n], whether to mirror it
 
 
 def epoch_plan(
@@ -695,21 +677,15 @@ def augmented(
 
 
 class Feed(NamedTuple):
-    """Where a run's batches come from.
+    """Where a run's batches come from."""
 
-    Attributes:
-        data: What the devices hold all the time; empty on the host path.
-        chunks: (first step, sizes) -> chunks of batches, placed on the devices.
-        fetch: (data, item) -> the batch of a step: normalized images, and labels.
-        normalize: uint8 images -> what the model sees.
-        most: The most steps that go in one chunk.
-    """
-
-    data: PyTree
+    data: PyTree  # what the devices hold all the time; empty on the host path
+    # (first step, sizes) -> chunks of batches, placed on the devices.
     chunks: Callable[[int, Iterable[int]], Generator[PyTree, None, None]]
+    # (data, item) -> the batch of a step: normalized images, and labels.
     fetch: Callable[[PyTree, Mapping[str, Any]], dict[str, jax.Array]]
-    normalize: Callable[[jax.Array], jax.Array]
-    most: int
+    normalize: Callable[[jax.Array], jax.Array]  # uint8 images -> what the model sees
+    most: int  # the most steps that go in one chunk
 
 
 def host_batches(

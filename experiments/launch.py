@@ -75,7 +75,7 @@ def _train(config: ConfigDict, workdir: str) -> None:
 
 def _hush_threads() -> None:
     """Leaves it to the trainer to say in a sentence what fails in Orbax's threads."""
-    logging.set_verbosity(logging.FATAL)
+    logging.get_absl_logger().setLevel("CRITICAL")  # not the root: warnings stay
     threading.excepthook = lambda error: None
     sys.unraisablehook = lambda error: None
 

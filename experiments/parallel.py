@@ -33,26 +33,21 @@ MODES = ("pmap", "jit")
 
 
 class Parallel(NamedTuple):
-    """How states and batches get to the devices, and how functions are compiled there.
+    """How states and batches get to devices, and how functions are compiled there."""
 
-    Attributes:
-        axis_name: The axis that a step averages over; None where it sees whole batches.
-        put_state: Places a state of NumPy or device arrays.
-        to_saved: Returns a placed state in a form that Orbax saves.
-        saved_like: () -> what tells Orbax to restore that form.
-        put_data: Places arrays whole on every device.
-        put_chunk: Places this process's share of a chunk of batches.
-        train: Compiles (state, data, chunk) -> (state, metrics); donates the state.
-        evaluate: Compiles (state, data, chunk) -> sums.
-    """
-
+    # The axis that a step averages over; None where it sees whole batches.
     axis_name: str | None
+    # Places a state of NumPy or device arrays.
     put_state: Callable[[PyTree], TrainState]
+    # Returns a placed state in a form that Orbax saves.
     to_saved: Callable[[TrainState], PyTree]
-    saved_like: Callable[[], PyTree]
-    put_data: Callable[[PyTree], PyTree]
+    saved_like: Callable[[], PyTree]  # () -> what tells Orbax to restore that form
+    put_data: Callable[[PyTree], PyTree]  # places arrays whole on every device
+    # Places this process's share of a chunk of batches.
     put_chunk: Callable[[Mapping[str, np.ndarray]], PyTree]
+    # Compiles (state, data, chunk) -> (state, metrics); donates the state.
     train: Callable[[Callable[..., Any]], Callable[..., Any]]
+    # Compiles (state, data, chunk) -> sums.
     evaluate: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -186,7 +181,7 @@ def join_processes(
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, TypeError) as error:
-        if all(given) or "should be defined" not in str(error):
+        if all(given) or "be defined" not in str(error):
             raise ValueError(f"the processes could not be joined: {error}") from None
         if distributed:
             raise ValueError(

@@ -263,18 +263,12 @@ def read_speed(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 class Storage(NamedTuple):
-    """A run's directories.
+    """A run's directories."""
 
-    Attributes:
-        record: The local directory that the record is written to.
-        checkpoints: Where checkpoints go, local or in a bucket.
-        best: Where the best one goes.
-        publish: Brings the record to the workdir; does nothing where it is there.
-    """
-
-    record: Path
-    checkpoints: epath.Path
-    best: epath.Path
+    record: Path  # the local directory that the record is written to
+    checkpoints: epath.Path  # where checkpoints go, local or in a bucket
+    best: epath.Path  # where the best one goes
+    # Brings the record to the workdir; does nothing where it is there.
     publish: Callable[[], None]
 
 

@@ -146,14 +146,10 @@ class Trace:
 
 
 class Written(NamedTuple):
-    """What a recorder has written.
+    """What a recorder has written."""
 
-    Attributes:
-        means: The loss and the accuracy, means over its steps.
-        changed: Whether the topology was updated in one of them, or an update skipped.
-    """
-
-    means: dict[str, float]
+    means: dict[str, float]  # the loss and the accuracy, means over its steps
+    # Whether the topology was updated in one of them, or an update skipped.
     changed: bool
 
 

@@ -59,38 +59,24 @@ class Plan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is made of.
+    """What a run is made of."""
 
-    Attributes:
-        config: The configuration, with its rate and intervals for its batch.
-        plan: Its lengths in steps.
-        dataset: The data.
-        parallel: How states and batches are placed.
-        feed: Where training batches come from.
-        create: Masks -> a state at step 0, not placed; None for the method's own.
-        first_state: () -> the state at step 0, pruned if the method does that before
-            training.
-        image_size: Side of the images that the model sees.
-        train: By whether the topology may change, the compiled step over a chunk.
-        is_update_step: A function of steps: where the topology changes.
-        evaluate: The compiled evaluation of a chunk.
-        schedule: step -> learning rate.
-        layer_counts: Optimizer state -> active weights of each layer.
-    """
-
-    config: ConfigDict
-    plan: Plan
-    dataset: Dataset
-    parallel: Parallel
-    feed: Feed
+    config: ConfigDict  # the configuration, with its rate and intervals for its batch
+    plan: Plan  # its lengths in steps
+    dataset: Dataset  # the data
+    parallel: Parallel  # how states and batches are placed
+    feed: Feed  # where training batches come from
+    # Masks -> a state at step 0, not placed; None for the method's own.
     create: Callable[[PyTree], TrainState]
+    # () -> the state at step 0, pruned if the method does that before training.
     first_state: Callable[[], TrainState]
-    image_size: int
+    image_size: int  # side of the images that the model sees
+    # By whether the topology may change, the compiled step over a chunk.
     train: dict[bool, Any]
-    is_update_step: Any
-    evaluate: Any
-    schedule: Any
-    layer_counts: Any
+    is_update_step: Any  # a function of steps: where the topology changes
+    evaluate: Any  # the compiled evaluation of a chunk
+    schedule: Any  # step -> learning rate
+    layer_counts: Any  # optimizer state -> active weights of each layer
 
 
 def prepare_run(config: ConfigDict) -> Run:

@@ -24,22 +24,15 @@ Metrics = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """Everything that a step reads and changes.
+    """Everything that a step reads and changes."""
 
-    Attributes:
-        step: int32 scalar, steps taken; also the position in the input, which is a pure
-            function of the seed and the step.
-        params: The weights.
-        batch_stats: Running statistics of batch norm; empty where there are none.
-        opt_state: The optimizer's state, with masks and the key of random growth.
-        explored: The union of all masks so far, like the masks: a byte a weight.
-    """
-
+    # int32 scalar, steps taken; also the position in the input, which is a pure
+    # function of the seed and the step.
     step: jax.Array
-    params: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-    explored: PyTree
+    params: PyTree  # the weights
+    batch_stats: PyTree  # running statistics of batch norm; empty where there are none
+    opt_state: PyTree  # the optimizer's state, with masks and the key of random growth
+    explored: PyTree  # the union of all masks so far, like the masks: a byte a weight
 
 
 def first_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> Any:
@@ -92,24 +85,17 @@ def checksum(tree: PyTree) -> jax.Array:
 
 
 class Measures(NamedTuple):
-    """Measures of one step; arrays have an entry a layer, as `mask_leaves` has them.
+    """Measures of one step; arrays have an entry a layer, as `mask_leaves` has them."""
 
-    Attributes:
-        itop_rate: float32 scalar, R_s: the share of weights that were ever active.
-        empty_layers: int32 scalar, layers without an active weight.
-        active: int32[layers], active weights.
-        gradient_flow: float32[layers], the squared norm of the step's gradient over the
-            weights that were active in it, before the topology changed.
-        dead_units: int32[layers], output units without an active weight.
-        dead_inputs: int32[layers], input units without one.
-    """
-
+    # float32 scalar, R_s: the share of weights that were ever active.
     itop_rate: jax.Array
-    empty_layers: jax.Array
-    active: jax.Array
+    empty_layers: jax.Array  # int32 scalar, layers without an active weight
+    active: jax.Array  # int32[layers], active weights
+    # float32[layers], the squared norm of the step's gradient over the weights that
+    # were active in it, before the topology changed.
     gradient_flow: jax.Array
-    dead_units: jax.Array
-    dead_inputs: jax.Array
+    dead_units: jax.Array  # int32[layers], output units without an active weight
+    dead_inputs: jax.Array  # int32[layers], input units without one
 
 
 def measure(grads: PyTree, before: PyTree, masks: PyTree, explored: PyTree) -> Measures:

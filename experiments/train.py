@@ -41,19 +41,13 @@ from experiments.step import TrainState
 
 
 class Outcome(NamedTuple):
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        state: The last state, as it is saved.
-        test_accuracy: Of the last step, in [0, 1].
-        best: The step of the highest validation accuracy, and its accuracies.
-        examples_per_second: Of training alone, without compiling, evaluating and
-            saving; NaN where there was too little to measure.
-    """
-
-    state: TrainState
-    test_accuracy: float
-    best: Best
+    state: TrainState  # the last state, as it is saved
+    test_accuracy: float  # of the last step, in [0, 1]
+    best: Best  # the step of the highest validation accuracy, and its accuracies
+    # Of training alone, without compiling, evaluating and saving; NaN where there was
+    # too little to measure.
     examples_per_second: float
 
 
@@ -147,17 +141,12 @@ def _write_end(run: Run, storage: Storage, state: TrainState) -> None:
 
 
 class Chunk(NamedTuple):
-    """Steps that run in one compiled call.
+    """Steps that run in one compiled call."""
 
-    Attributes:
-        size: How many.
-        may_update: Whether it is the program that can change and measure the topology.
-        measured: Whether the topology is measured; then the size is 1.
-    """
-
-    size: int
+    size: int  # how many
+    # Whether it is the program that can change and measure the topology.
     may_update: bool
-    measured: bool
+    measured: bool  # whether the topology is measured; then the size is 1
 
 
 def plan_chunks(
@@ -183,27 +172,16 @@ def plan_chunks(
 
 @dataclasses.dataclass
 class Job:
-    """A run and what becomes of it.
+    """A run and what becomes of it."""
 
-    Attributes:
-        run: What stays the same.
-        storage: Its directories.
-        checkpoints: Its checkpoints.
-        best_checkpoint: The checkpoint of the best evaluation.
-        recorder: Gathers what is written.
-        best: The best evaluation so far.
-        test_accuracy: Of the last step, once that is reached.
-        rewind_step: The step whose state is kept to rewind to.
-    """
-
-    run: Run
-    storage: Storage
-    checkpoints: Checkpointer
-    best_checkpoint: Checkpointer
-    recorder: Recorder
-    best: Best
-    test_accuracy: float | None = None
-    rewind_step: int | None = None
+    run: Run  # what stays the same
+    storage: Storage  # its directories
+    checkpoints: Checkpointer  # its checkpoints
+    best_checkpoint: Checkpointer  # the checkpoint of the best evaluation
+    recorder: Recorder  # gathers what is written
+    best: Best  # the best evaluation so far
+    test_accuracy: float | None = None  # of the last step, once that is reached
+    rewind_step: int | None = None  # the step whose state is kept to rewind to
 
     def save(self, state: TrainState, window: Mapping[str, Any]) -> None:
         """Saves all that the run needs to go on."""

@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS, INTERVAL, END, BATCH = 9, 2, 6, 8
 SHAPES = {"conv": (2, 2, 4, 16), "dense": (16, 8), "bias": (8,)}
 
@@ -30,12 +32,9 @@ EXCHANGE = {
     "update_interval": INTERVAL,
 }
 METHODS = {
-    "static": lambda tx: sj.static_transform(tx, sparsity=0.75),
     "set": lambda tx: sj.set_transform(tx, **EXCHANGE),
     "rigl": lambda tx: sj.rigl_transform(tx, **EXCHANGE),
     "gmp_global": lambda tx: sj.gmp_transform(tx, **GRADUAL),
-    "gmp_layer": lambda tx: sj.gmp_transform(tx, scope="layer", **GRADUAL),
-    "granet_dense": lambda tx: sj.granet_transform(tx, total_steps=STEPS, **GRADUAL),
     "granet_sparse": lambda tx: sj.granet_transform(
         tx, total_steps=STEPS, initial_sparsity=0.5, **GRADUAL
     ),
@@ -105,7 +104,7 @@ def trained_alone(request: pytest.FixtureRequest) -> Any:
     alone = history(step, start, lambda t: jax.tree.map(lambda x: x[t], batches))
     first, last = (sparsify_state(state[1]) for state in (alone[0], alone[-1]))
     shared = sj.jaccard(first.masks, last.masks)
-    assert (shared == 1) == (request.param == "static")
+    assert shared < 1
     return tx, start, alone
 
 
@@ -170,7 +169,7 @@ COLLECTIVE = re.compile(
 )
 
 
-@pytest.mark.parametrize("method", ["granet_dense", "rigl"])
+@pytest.mark.parametrize("method", ["granet_sparse", "rigl"])
 def test_a_sharded_update_sends_counts_and_no_arrays_of_weights(method):
     tx, params = METHODS[method](optax.sgd(0.5, momentum=0.5)), make_params()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

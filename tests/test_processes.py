@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import pytest
 from image_sets import write_digits
-from tiny import LAST
+from tiny import EPOCH
 
 from experiments.parallel import join_processes
 
 ROOT = Path(__file__).parents[1]
+LAST = 2 * EPOCH
 CONFIG = "tests/tiny.py:method=granet_st,sparsity=0.7"
 SHARDED = ["--config.parallel=jit", "--config.shard_state=True"]
 
@@ -44,7 +45,7 @@ def start(workdir, cache, processes, *overrides):
     started = []
     for process in range(processes):
         command = [sys.executable, "-m", "experiments.cifar", f"--config={CONFIG}"]
-        command += [f"--workdir={workdir}", *overrides]
+        command += [f"--workdir={workdir}", "--config.epochs=2", *overrides]
         if processes > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--process={process}"]
             command += [f"--processes={processes}"]
