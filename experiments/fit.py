@@ -73,7 +73,8 @@ def first_params(model: nn.Module, seed: int, images: np.ndarray) -> PyTree:
 
 
 @jax.jit
-def _draw_masks(seed: int, params: PyTree, counts: PyTree) -> PyTree:
+def draw_masks(seed: int, params: PyTree, counts: PyTree) -> PyTree:
+    """Draws masks of given counts from a seed."""
     return sj.random_masks(jax.random.key(seed), params, counts=counts)
 
 
@@ -82,7 +83,7 @@ def random_masks(
 ) -> PyTree:
     """Draws masks of exact counts, compiled once for all sparsities and seeds."""
     counts = sj.active_counts(params, sparsity, distribution)
-    return _draw_masks(seed, params, counts)
+    return draw_masks(seed, params, counts)
 
 
 def batch_order(

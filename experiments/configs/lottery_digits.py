@@ -28,12 +28,7 @@ from experiments.configs.plasticity_digits import training_config
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields; those of training are explained in
-        `experiments/configs/plasticity_digits.py`.
-    """
+    """Returns the configuration; `plasticity_digits.py` explains fields of training."""
     config = training_config()
     config.epochs = 12
 

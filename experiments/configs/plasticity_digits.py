@@ -36,11 +36,7 @@ from ml_collections.config_dict import placeholder
 
 
 def training_config() -> ConfigDict:
-    """Gives the part that says how networks are trained, for any study of the digits.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the part that says how networks are trained, for any study of these."""
     config = ConfigDict()
 
     # Data; see experiments.input.datasets. Accuracies are those of the test split, and
@@ -73,23 +69,24 @@ def training_config() -> ConfigDict:
     config.decay_batch_norm = True
     config.label_smoothing = 0.0
 
-    # How it is run: images evaluated at once.
+    # How it is run: images evaluated at once, and seeds trained side by side.
     config.eval_batch_size = 512
+    config.seeds_at_once = 5
     return config
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the configuration, each field explained where it is set."""
     config = training_config()
 
+    # Networks are dense from the start at 0, else under ERK masks of that sparsity.
+    config.initial_sparsities = (0.0,)
     # Each is pruned after these epochs, in every combination of what follows, and
     # trained on for so many epochs, under the schedule and at fixed learning rates.
     config.prune_at_epochs = (2, 14, 22, 30)
     config.continue_epochs = 3
+    # Whether it is also trained on to the end of the run, for the gap that is left.
+    config.continue_to_end = False
     config.fixed_learning_rates = (0.1, 0.01, 0.001)
     config.rates = (0.2, 0.5, 0.9, 0.98)
     config.scopes = ("layer", "global")
@@ -98,7 +95,16 @@ def get_config() -> ConfigDict:
     # GraNet's first prune rate, for "exchange": it falls along GraNet's cosine over the
     # run, and is what it is at the epoch of pruning.
     config.exchange_rate = 0.5
+    return config
 
-    # How it is run: networks trained side by side.
-    config.replicas_at_once = 35
+
+def get_sparse_config() -> ConfigDict:
+    """Returns the study from networks trained sparse, and to the end of training."""
+    config = get_config()
+    config.initial_sparsities = (0.0, 0.1, 0.5, 0.7, 0.8)
+    config.continue_to_end = True
+    config.fixed_learning_rates = ()
+    config.rates = (0.5, 0.9, 0.98)
+    config.scopes = ("layer",)
+    config.units = ("weight",)
     return config

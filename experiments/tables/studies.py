@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import auto_s as auto_s_study
-from experiments import digits, edge_of_chaos, freezing, polarization, study
+from experiments import (
+    digits,
+    edge_of_chaos,
+    freezing,
+    lottery,
+    plasticity,
+    polarization,
+    study,
+)
 from experiments import generalization as generalization_study
 from experiments.comparison.results import from_json
 from experiments.comparison.results import report as comparison_report
@@ -28,13 +36,7 @@ from experiments.configs import (
     polarization_digits,
 )
 from experiments.configs import edge_of_chaos as edge_of_chaos_config
-from experiments.lottery_study import experiment as lottery_study
-from experiments.lottery_study import results as lottery_results
-from experiments.lottery_study.store import Record as LotteryRecord
-from experiments.plasticity_study import experiment as plasticity_study
-from experiments.plasticity_study import results as plasticity_results
-from experiments.plasticity_study.store import OPERATIONAL
-from experiments.plasticity_study.store import Record as PlasticityRecord
+from experiments.dense_runs import OPERATIONAL
 from experiments.record.configuration import differences
 from experiments.record.files import write_atomically
 from experiments.tables.render import provenance
@@ -140,25 +142,15 @@ STUDIES: Mapping[str, Study] = {
         },
         spread="The control: each signal is spread over 100 coordinates",
     ),
-    "lottery": Study(
-        lottery_study.run_experiment,
-        _of_records(LotteryRecord, lottery_results.report),
-        {
-            "digits": (
-                "Lottery tickets on scikit-learn's digits",
-                lottery_digits.get_config,
-            )
-        },
+    "lottery": _of_study(
+        lottery.STUDY,
+        {"digits": lottery_digits.get_config},
+        digits="Lottery tickets on scikit-learn's digits",
     ),
-    "plasticity": Study(
-        plasticity_study.run_experiment,
-        _of_records(PlasticityRecord, plasticity_results.report),
-        {
-            "digits": (
-                "Pruning plasticity on scikit-learn's digits",
-                plasticity_digits.get_config,
-            )
-        },
+    "plasticity": _of_study(
+        plasticity.STUDY,
+        {"digits": plasticity_digits.get_config},
+        digits="Pruning plasticity on scikit-learn's digits",
     ),
     "polarization": _of_study(
         polarization.STUDY, {"digits": polarization_digits.get_config}
