@@ -31,6 +31,7 @@ from experiments.data import (
 )
 from experiments.models import MODELS, create_model
 from experiments.models.digits_cnn import DigitsCNN
+from experiments.models.digits_mlp import DigitsMLP
 from experiments.optimizer import SCHEDULES, learning_rate, make_optimizer
 from experiments.step import (
     TrainState,
@@ -50,13 +51,13 @@ PyTree = Any
 
 # What may change between the commands of a study: how it is run, not what it computes.
 OPERATIONAL = ("data_dir", "eval_batch_size", "seeds_at_once")
-_DIGITS_CNN = "digits_cnn"
+_DIGITS_MODELS = {"digits_cnn": DigitsCNN, "digits_mlp": DigitsMLP}
 
 
 def training_conditions(config: ConfigDict) -> Iterator[Condition]:
     """Yields what must hold of the fields that say how networks are trained."""
     for field, names in (
-        ("model", (_DIGITS_CNN, *MODELS)),
+        ("model", (*_DIGITS_MODELS, *MODELS)),
         ("augment", ("none", "cifar")),
         ("schedule", SCHEDULES),
         ("dtype", ("float32", "bfloat16")),
@@ -76,15 +77,14 @@ def training_conditions(config: ConfigDict) -> Iterator[Condition]:
     yield seeds_condition(config)
 
 
-def _gradient_as_state() -> optax.GradientTransformationExtraArgs:
-    """Makes an optimizer that moves nothing and whose state is the last gradient."""
-    return optax.GradientTransformationExtraArgs(
-        init=lambda params: optax.EmptyState(),
-        update=lambda grads, state, params=None, **extra: (
-            jax.tree.map(jnp.zeros_like, grads),
-            grads,
-        ),
-    )
+# Moves nothing: after a step, the optimizer's state is the gradient.
+_KEEP_GRADIENT = optax.GradientTransformationExtraArgs(
+    init=lambda params: optax.EmptyState(),
+    update=lambda grads, state, params=None, **extra: (
+        jax.tree.map(jnp.zeros_like, grads),
+        grads,
+    ),
+)
 
 
 class Runs:
@@ -104,8 +104,10 @@ class Runs:
             config.validation_examples,
             config.split_seed,
         )
-        if config.augment == "cifar":
-            check_pad(dataset.image_shape[:2], config.pad, config.pad_mode)
+        is_shifted = config.augment == "cifar"
+        self._mode: PadMode = config.pad_mode if is_shifted else "none"
+        self._pad = config.pad if is_shifted else 0
+        check_pad(dataset.image_shape[:2], self._pad, self._mode)
         self._config = config
         self._image_shape = dataset.image_shape
         self._model = _make_model(config, dataset.num_classes)
@@ -127,7 +129,7 @@ class Runs:
         self._hits = self._over_seeds(self._hits_of_one)
         self._with_masks = self._over_seeds(partial(under_masks, config))
 
-    def _over_seeds(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _over_seeds(self, function: Callable[..., Any]) -> Any:
         """Compiles (own of each seed, shared by all) for the seeds of an axis."""
         at_once = self._config.seeds_at_once
 
@@ -145,7 +147,7 @@ class Runs:
 
         `new_weights` is added to the seeds of the weights.
         """
-        states: TrainState = self._create((self.seeds + new_weights,))
+        states = self._create((self.seeds + new_weights,))
         if not sparsity:
             return states
         shapes = jax.eval_shape(
@@ -159,8 +161,7 @@ class Runs:
     @functools.cached_property
     def like(self) -> TrainState:
         """Shapes of the states."""
-        shapes: TrainState = jax.eval_shape(self.create)
-        return shapes
+        return jax.eval_shape(self.create)
 
     def rates(self, epoch: int) -> np.ndarray:
         """Returns the scheduled learning rates of an epoch, after the end the last."""
@@ -175,9 +176,7 @@ class Runs:
         The epoch decides the order of examples.
         """
         rates = self.rates(epoch) if rates is None else rates
-        own = (states, self.seeds)
-        trained: TrainState = self._train(own, epoch, rates, self._train_set)
-        return trained
+        return self._train((states, self.seeds), epoch, rates, self._train_set)
 
     def first_gradients(self, states: TrainState, epoch: int) -> PyTree:
         """Computes dense gradients over the batch that an epoch begins with."""
@@ -194,8 +193,7 @@ class Runs:
         Weights that are not in `kept` become 0 and lose their momentum; masks may have
         more, which start from there.
         """
-        masked: TrainState = self._with_masks((states, kept, masks))
-        return masked
+        return self._with_masks((states, kept, masks))
 
     def _create_one(self, seed: Any) -> TrainState:
         inner = make_optimizer(self._config, lambda count: 0.0, "dense")
@@ -213,19 +211,14 @@ class Runs:
         )
 
     def _batches(self, seed: jax.Array, epoch: jax.Array, data: DeviceData) -> Any:
-        """Plans an epoch: fields of (steps, batch size) and what they hold of each."""
-        pad = self._config.pad if self._config.augment == "cifar" else 0
+        """Plans an epoch; fields have the axes (steps, batch size, ...)."""
         steps, size = self.epoch_steps, self._config.batch_size
-        plan = epoch_plan(seed, epoch, len(data.labels), pad)
-        return jax.tree.map(
-            lambda f: f[: steps * size].reshape(steps, size, *f.shape[1:]), plan
-        )
+        plan = epoch_plan(seed, epoch, len(data.labels), self._pad)
+        batches = lambda f: f[: steps * size].reshape(steps, size, *f.shape[1:])
+        return jax.tree.map(batches, plan)
 
     def _batch(self, data: DeviceData, rows: EpochPlan) -> Any:
-        is_shifted = self._config.augment == "cifar"
-        mode: PadMode = self._config.pad_mode if is_shifted else "none"
-        pad = self._config.pad if is_shifted else 0
-        return augmented(data, rows.order, rows.crop, rows.flip, pad, mode)
+        return augmented(data, rows.order, rows.crop, rows.flip, self._pad, self._mode)
 
     def _train_one(
         self,
@@ -251,7 +244,7 @@ class Runs:
     ) -> PyTree:
         rows = jax.tree.map(lambda f: f[0], self._batches(seed, epoch, data))
         start = state._replace(opt_state=())
-        after, _ = self._step(_gradient_as_state())(start, self._batch(data, rows))
+        after, _ = self._step(_KEEP_GRADIENT)(start, self._batch(data, rows))
         return after.opt_state
 
     def _hits_of_one(self, state: TrainState, data: DeviceData) -> jax.Array:
@@ -267,8 +260,7 @@ class Runs:
                 "label": data.labels[rows],
                 "weight": (places < total).astype(jnp.float32),
             }
-            hits: jax.Array = evaluate(state, batch)["accuracy"]
-            return hits
+            return evaluate(state, batch)["accuracy"]
 
         return jnp.sum(jax.lax.map(of_batch, places.reshape(-1, size)))
 
@@ -288,8 +280,8 @@ def under_masks(
 
 def _make_model(config: ConfigDict, classes: int) -> nn.Module:
     options = config.model_options.to_dict()
-    if config.model == _DIGITS_CNN:
-        return DigitsCNN(classes, **options)
+    if config.model in _DIGITS_MODELS:
+        return _DIGITS_MODELS[config.model](classes, **options)
     dtype = jnp.dtype(config.dtype)
     return create_model(config.model, classes, dtype=dtype, **options)
 

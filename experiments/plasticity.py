@@ -289,12 +289,10 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def _what(unit: str, scope: str, sparsity: float) -> str:
-    name = "nothing, the control"
-    if unit != "none":
-        name = f"{_UNIT_NAMES[unit]} {_SCOPE_NAMES[scope]}"
-    return (
-        f"{name}, at {results.percent(sparsity)} from the start" if sparsity else name
-    )
+    start = f", at {results.percent(sparsity)} from the start" if sparsity else ""
+    if unit == "none":
+        return f"nothing, the control{start}"
+    return f"{_UNIT_NAMES[unit]} {_SCOPE_NAMES[scope]}{start}"
 
 
 def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -305,21 +303,17 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if "initial_sparsity" not in frame:  # records that are older than the field
         frame = frame.assign(initial_sparsity=0.0)
-    labels = _unique(frame["learning_rate"])
-    order = frame["learning_rate"].map(labels.index)
+    start = zip(frame.unit, frame.scope, frame.initial_sparsity)
     frame = frame.assign(
-        order=order,
-        what=[
-            _what(*key) for key in zip(frame.unit, frame.scope, frame.initial_sparsity)
-        ],
+        order=frame.learning_rate.map(_unique(frame.learning_rate).index),
+        what=[_what(*key) for key in start],
         change=100 * frame.continued - 100 * frame.before,
         recovered=100 * frame.continued - 100 * frame.pruned,
     ).sort_values(["order", "epoch"], kind="stable")
     if "at_end" in frame:
         pair = ["initial_sparsity", "epoch", "learning_rate", "seed"]
         control = frame[frame.unit == "none"].set_index(pair)["at_end"]
-        control = control.rename("control")
-        frame = frame.join(control, on=pair)
+        frame = frame.join(control.rename("control"), on=pair)
         frame["gap"] = 100 * frame.at_end - 100 * frame.control
     return frame
 
@@ -360,32 +354,25 @@ def comparisons_text(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _by_kind(title: str, values: pd.Series) -> list[str]:
+def _by_kind(title: str, values: pd.Series) -> Iterator[str]:
     """Writes a table for each kind of prune: learning rates and epochs by rates."""
-    texts = [f"## {title}"]
-    for kind in _unique(values.index.droplevel(_PLACE)):
-        regeneration, what = kind
-        chosen = values.xs(kind, level=_KIND)
-        table = results.pivot(
-            chosen,
+    yield f"## {title}"
+    for regeneration, what in _unique(values.index.droplevel(_PLACE)):
+        yield f"### {REGENERATIONS[regeneration].label}: {what}"
+        yield results.pivot(
+            values.xs((regeneration, what), level=_KIND),
             "rate",
             heading=["Learning rate", "Pruned at epoch"],
             text=results.gain_text,
         )
-        texts += [f"### {REGENERATIONS[regeneration].label}: {what}", table]
-    return texts
 
 
 def report(frame: pd.DataFrame, config: ConfigDict) -> str:
     """Writes all tables."""
     frame = with_changes(frame)
     pruned = frame[frame.unit != "none"]
-    of = lambda frame, value: results.estimates(
-        frame, value, [*_KIND, *_PLACE], scale=1
-    )
     overall = effects(pruned, "change", [*_KIND, "rate"])
     overall = overall.sort_index(level="regeneration", sort_remaining=False)
-    names = lambda key: REGENERATIONS[key].label if key in REGENERATIONS else key
     texts = [
         "Points of test accuracy, mean over seeds ± half of the 95 % confidence "
         "interval (Student's t), in bold where the interval does not hold 0.",
@@ -396,25 +383,27 @@ def report(frame: pd.DataFrame, config: ConfigDict) -> str:
             "rate",
             heading=["Regeneration", "Pruned"],
             text=results.gain_text,
-            rows=names,
+            rows={n: s.label for n, s in REGENERATIONS.items()}
+            | {what: what for what in pruned.what},
         ),
         "Cell by cell (epochs, learning rates, rates and what is pruned):",
         comparisons_text(frame),
-        *_by_kind(
-            "Plasticity: after continuing minus before pruning", of(frame, "change")
-        ),
-        *_by_kind(
-            "Recovered: after continuing minus straight after pruning",
-            of(pruned, "recovered"),
-        ),
-        *_by_kind(
-            "What regeneration adds, by epoch and learning rate",
-            effects(pruned, "change", [*_KIND, *_PLACE]),
-        ),
     ]
+    mean = partial(results.estimates, by=[*_KIND, *_PLACE], scale=1)
+    details = {
+        "Plasticity: after continuing minus before pruning": mean(frame, "change"),
+        "Recovered: after continuing minus straight after pruning": mean(
+            pruned, "recovered"
+        ),
+        "What regeneration adds, by epoch and learning rate": effects(
+            pruned, "change", [*_KIND, *_PLACE]
+        ),
+    }
     if "gap" in frame:
         title = "At the end of training: minus the network that was not pruned"
-        texts += _by_kind(title, of(pruned, "gap"))
+        details[title] = mean(pruned, "gap")
+    for title, values in details.items():
+        texts += _by_kind(title, values)
     return "\n\n".join(texts)
 
 
@@ -539,22 +528,13 @@ def _plot_lines(
         drawn.suptitle(f"Plasticity in points. {title}", fontsize=10)
 
 
-_HEAT_MAPS: Mapping[str, Callable[[Path, pd.DataFrame, ConfigDict], None]] = {
+_PLOTS: dict[str, Callable[[Path, pd.DataFrame, ConfigDict], None]] = {
     f"heat_map_{unit}_{scope}": partial(plot_heat_map, unit=unit, scope=scope)
     for unit, scope in itertools.product(UNITS, SCOPES)
 }
+_PLOTS |= {"by_epoch": plot_by_epoch, "by_learning_rate": plot_by_learning_rate}
 STUDY = Study(
-    "plasticity",
-    "Pruning plasticity",
-    conditions,
-    parts,
-    report,
-    {
-        **_HEAT_MAPS,
-        "by_epoch": plot_by_epoch,
-        "by_learning_rate": plot_by_learning_rate,
-    },
-    OPERATIONAL,
+    "plasticity", "Pruning plasticity", conditions, parts, report, _PLOTS, OPERATIONAL
 )
 
 if __name__ == "__main__":

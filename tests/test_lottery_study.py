@@ -22,7 +22,7 @@ from sparsejax.trees import is_left_dense
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SIZE = 27_408
+SIZE = 64 * 16 + 16 * 8 + 8 * 10
 COUNTS = sj.lottery_counts(SIZE, (0.5, 0.9), 0.6)
 ROUNDS = len(COUNTS)
 FORMS = ("rewind_0", "rewind_1", "learning_rate", "fine_tuning")
@@ -32,6 +32,8 @@ SINGLE = ("random_weights", "shuffled_masks", "one_shot")
 def toy(**changes):
     config = lottery_digits.get_config()
     fields = {
+        "model": "digits_mlp",
+        "model_options": {"widths": (16, 8)},
         "seeds": (0, 3),
         "epochs": 2,
         "batch_size": 128,

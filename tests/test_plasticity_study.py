@@ -28,7 +28,8 @@ from sparsejax.trees import is_left_dense
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SIZES = (144, 2048, 8192, 16384, 640)
+KERNELS = {"hidden_1": (64, 16), "hidden_2": (16, 8), "output": (8, 10)}
+SIZES = [math.prod(shape) for shape in KERNELS.values()]
 SPARSE = 0.7
 QUICK = STUDY._replace(plots={})
 KEY = ["initial_sparsity", "epoch", "learning_rate", "seed", *Setting._fields]
@@ -37,6 +38,8 @@ KEY = ["initial_sparsity", "epoch", "learning_rate", "seed", *Setting._fields]
 def toy(**changes):
     config = plasticity_digits.get_config()
     fields = {
+        "model": "digits_mlp",
+        "model_options": {"widths": (16, 8)},
         "seeds": (0, 3),
         "epochs": 2,
         "batch_size": 128,
@@ -131,10 +134,8 @@ def test_what_a_study_records(finished):
     assert len(frame) == 2 * 2 * 4 * 2 * 2 == len(frame[KEY].drop_duplicates())
     cells = frame.set_index(KEY)
     shapes = {
-        str(i): jax.ShapeDtypeStruct(shape, jnp.float32)
-        for i, shape in enumerate(
-            [(3, 3, 1, 16), (2, 2, 16, 32), (2, 2, 32, 64), (256, 64), (64, 10)]
-        )
+        name: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for name, shape in KERNELS.items()
     }
     erk = sj.active_counts(shapes, SPARSE, "erk")
     for start, counts in ((0.0, SIZES), (SPARSE, [int(n) for n in erk.values()])):
@@ -150,7 +151,7 @@ def test_what_a_study_records(finished):
             (0.0, "none"): before,
             **{(0.9, name): count for name, count in expected.items()},
         }
-    assert set(frame.prunable) == {27_408} and not frame.empty_layers.any()
+    assert set(frame.prunable) == {sum(SIZES)} and not frame.empty_layers.any()
     accuracies = frame[["before", "pruned", "continued", "at_end"]]
     assert accuracies.ge(0).all(axis=None) and accuracies.le(1).all(axis=None)
     for start, seed in itertools.product((0.0, SPARSE), (0, 3)):
@@ -261,7 +262,7 @@ def test_records_of_before_initial_sparsities_are_read():
     ],
 )
 def test_config_is_checked(field, value):
-    config = plasticity_digits.get_sparse_config()
+    config = plasticity_digits.get_config("sparse")
     study.check_config(STUDY, config)
     config[field] = value
     with pytest.raises(ValueError, match=rf"config\.{field} must be .*; got "):
@@ -399,7 +400,9 @@ def test_networks_of_cifar_are_traced_with_statistics_crops_and_flips(tmp_path):
     assert hits.shape == (3,)
 
 
-def test_cifar_arguments():
+def test_arguments_of_configurations():
+    with pytest.raises(ValueError, match="must be nothing or sparse; got 'spares'"):
+        plasticity_digits.get_config("spares")
     config = plasticity_cifar.get_config("network=vgg19,classes=100")
     found = config.model, config.dataset, config.pad_mode
     assert found == ("vgg19", "cifar100", "zero")

@@ -20,6 +20,9 @@ Result, test accuracy in percent with the 95 % confidence interval over five see
     new weights            96.6 ± 0.7   94.7 ± 3.7   81.6 ± 4.5   49.2 ± 16.5
     shuffled masks         96.6 ± 0.4   94.2 ± 1.6   58.1 ± 16.2  22.4 ± 12.4
     pruned once            96.5 ± 0.6   95.1 ± 0.4   81.7 ± 9.4   30.6 ± 18.2
+
+Learning-rate rewinding is chaotic: networks depend on which seeds are trained side by
+side. With two seeds in place of five one has 10.3 %, where 96.1 % is committed.
 """
 
 from ml_collections import ConfigDict

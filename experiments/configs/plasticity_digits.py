@@ -3,6 +3,9 @@
     python -m experiments.plasticity --config=experiments/configs/plasticity_digits.py \
         --workdir=DIR
 
+After a colon behind the file, `sparse`: from networks trained sparse, as in the paper's
+supplement, under the schedule alone, to the end of training. That was not run.
+
 The question of GraNet's paper (Liu et al., arXiv 2106.10404): how well does a network
 recover when it is pruned during training, at which learning rate, and what does
 regenerating connections add? `docs/plasticity.md` says what is measured. No paper has
@@ -49,7 +52,7 @@ def training_config() -> ConfigDict:
     config.pad = 4
     config.pad_mode = "reflect"
 
-    # Network: "digits_cnn" or a name of experiments.models.
+    # Network: "digits_cnn", "digits_mlp" or a name of experiments.models.
     config.model = "digits_cnn"
     config.model_options = ConfigDict(convert_dict=True)
     config.dtype = "float32"
@@ -75,8 +78,10 @@ def training_config() -> ConfigDict:
     return config
 
 
-def get_config() -> ConfigDict:
+def get_config(start: str | None = None) -> ConfigDict:
     """Returns the configuration, each field explained where it is set."""
+    if start not in (None, "sparse"):
+        raise ValueError(f"after the colon must be nothing or sparse; got {start!r}.")
     config = training_config()
 
     # Networks are dense from the start at 0, else under ERK masks of that sparsity.
@@ -95,16 +100,12 @@ def get_config() -> ConfigDict:
     # GraNet's first prune rate, for "exchange": it falls along GraNet's cosine over the
     # run, and is what it is at the epoch of pruning.
     config.exchange_rate = 0.5
-    return config
 
-
-def get_sparse_config() -> ConfigDict:
-    """Returns the study from networks trained sparse, and to the end of training."""
-    config = get_config()
-    config.initial_sparsities = (0.0, 0.1, 0.5, 0.7, 0.8)
-    config.continue_to_end = True
-    config.fixed_learning_rates = ()
-    config.rates = (0.5, 0.9, 0.98)
-    config.scopes = ("layer",)
-    config.units = ("weight",)
+    if start == "sparse":
+        config.initial_sparsities = (0.0, 0.1, 0.5, 0.7, 0.8)
+        config.continue_to_end = True
+        config.fixed_learning_rates = ()
+        config.rates = (0.5, 0.9, 0.98)
+        config.scopes = ("layer",)
+        config.units = ("weight",)
     return config
