@@ -20,9 +20,9 @@ import sparsejax as sj
 from experiments import plasticity, study
 from experiments.configs import plasticity_cifar, plasticity_digits
 from experiments.dense_runs import Runs, under_masks
+from experiments.optimizer import make_optimizer
 from experiments.plasticity import STUDY, UNPRUNED, Setting, new_topology
-from experiments.training.optimizer import make_optimizer
-from experiments.training.state import TrainState
+from experiments.step import TrainState
 from sparsejax.trees import is_left_dense
 
 ROOT = Path(__file__).parent.parent

@@ -42,7 +42,7 @@ def training_config() -> ConfigDict:
     """Returns the part that says how networks are trained, for any study of these."""
     config = ConfigDict()
 
-    # Data; see experiments.input.datasets. Accuracies are those of the test split, and
+    # Data; see experiments.data. Accuracies are those of the test split, and
     # nothing is chosen by them. Held out examples are not used.
     config.dataset = "digits"
     config.data_dir = placeholder(str)
