@@ -318,11 +318,11 @@ def with_changes(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def effects(frame: pd.DataFrame, value: str, by: Sequence[str]) -> pd.Series:
-    """Estimates what regeneration adds to a column: means of the rest, by seed."""
-    mean = frame.groupby([*by, "seed"], sort=False, as_index=False)[value].mean()
+def effects(frame: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Estimates what regeneration adds to plasticity: means of the rest, by seed."""
+    mean = frame.groupby([*by, "seed"], sort=False, as_index=False)["change"].mean()
     none = {"regeneration": "none"}
-    return results.gains(mean, value, by, to=none, scale=1)
+    return results.gains(mean, "change", by, to=none, scale=1)
 
 
 def comparisons_text(frame: pd.DataFrame) -> str:
@@ -371,23 +371,9 @@ def report(frame: pd.DataFrame, config: ConfigDict) -> str:
     """Writes all tables."""
     frame = with_changes(frame)
     pruned = frame[frame.unit != "none"]
-    overall = effects(pruned, "change", [*_KIND, "rate"])
-    overall = overall.sort_index(level="regeneration", sort_remaining=False)
     texts = [
         "Points of test accuracy, mean over seeds ± half of the 95 % confidence "
-        "interval (Student's t), in bold where the interval does not hold 0.",
-        "## What regeneration adds to plasticity, over all epochs and learning rates",
-        "Paired by seed, minus the same prune without regeneration.",
-        results.pivot(
-            overall,
-            "rate",
-            heading=["Regeneration", "Pruned"],
-            text=results.gain_text,
-            rows={n: s.label for n, s in REGENERATIONS.items()}
-            | {what: what for what in pruned.what},
-        ),
-        "Cell by cell (epochs, learning rates, rates and what is pruned):",
-        comparisons_text(frame),
+        "interval (Student's t), in bold where the interval does not hold 0."
     ]
     mean = partial(results.estimates, by=[*_KIND, *_PLACE], scale=1)
     details = {
@@ -395,16 +381,34 @@ def report(frame: pd.DataFrame, config: ConfigDict) -> str:
         "Recovered: after continuing minus straight after pruning": mean(
             pruned, "recovered"
         ),
-        "What regeneration adds, by epoch and learning rate": effects(
-            pruned, "change", [*_KIND, *_PLACE]
-        ),
     }
+    if frame.regeneration.nunique() > 1:
+        texts += _overall(frame)
+        title = "What regeneration adds, by epoch and learning rate"
+        details[title] = effects(pruned, [*_KIND, *_PLACE])
     if "gap" in frame:
         title = "At the end of training: minus the network that was not pruned"
         details[title] = mean(pruned, "gap")
     for title, values in details.items():
         texts += _by_kind(title, values)
     return "\n\n".join(texts)
+
+
+def _overall(frame: pd.DataFrame) -> Iterator[str]:
+    """Writes what regeneration adds, over all epochs and learning rates."""
+    adds = effects(frame, [*_KIND, "rate"])
+    names = {name: style.label for name, style in REGENERATIONS.items()}
+    yield "## What regeneration adds to plasticity, over all epochs and learning rates"
+    yield "Paired by seed, minus the same prune without regeneration."
+    yield results.pivot(
+        adds.sort_index(level="regeneration", sort_remaining=False),
+        "rate",
+        heading=["Regeneration", "Pruned"],
+        text=results.gain_text,
+        rows=lambda key: names.get(key, key),
+    )
+    yield "Cell by cell (epochs, learning rates, rates and what is pruned):"
+    yield comparisons_text(frame)
 
 
 # Figures.

@@ -29,6 +29,7 @@ from experiments.files import (
     write_atomically,
 )
 from experiments.record import Progress, describe_environment
+from experiments.settings import is_in
 
 Record = Mapping[str, Any]  # keys and numbers or text; a history may be a list
 Condition = tuple[str, bool, str]  # field, whether it is fine, what is allowed
@@ -89,7 +90,7 @@ def distinct(values: Sequence[Any]) -> bool:
 def number_conditions(config: ConfigDict, **ranges: str) -> Iterator[Condition]:
     """Yields that fields are finite numbers in ranges, such as "[0, 1)"."""
     for field, interval in ranges.items():
-        is_fine = _is_in(config[field], interval)
+        is_fine = is_in(config[field], interval)
         yield field, is_fine, f"a number in {interval}"
 
 
@@ -97,18 +98,8 @@ def numbers_conditions(config: ConfigDict, **ranges: str) -> Iterator[Condition]
     """Yields that fields are different numbers in ranges, at least one."""
     for field, interval in ranges.items():
         values = config[field]
-        is_fine = distinct(values) and all(_is_in(v, interval) for v in values)
+        is_fine = distinct(values) and all(is_in(v, interval) for v in values)
         yield field, is_fine, f"different numbers in {interval}"
-
-
-def _is_in(value: Any, interval: str) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and (low < value if interval[0] == "(" else low <= value)
-        and (value < high if interval[-1] == ")" else value <= high)
-    )
 
 
 def names_conditions(

@@ -202,6 +202,14 @@ def test_tables_are_means_and_paired_differences(finished):
     assert f"| 0.01 | 1 | {text_of(gap)} |" in end
 
 
+def test_a_study_without_regeneration_has_the_other_tables(finished):
+    frame = frame_of(finished[1])
+    text = plasticity.report(frame[frame.regeneration == "none"], toy())
+    whole = plasticity.report(frame, toy())
+    assert "adds" not in text and text.count("###") == 8 < whole.count("###")
+    assert all(line in whole for line in text.split("\n"))
+
+
 def study_text(estimate):
     text = f"{estimate.mean:+.1f} ± {estimate.half_width:.1f}"
     return f"**{text}**" if abs(estimate.mean) > estimate.half_width else text
