@@ -215,8 +215,11 @@ def random_scores(key: jax.Array, masks: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(masks), scores)
 
 
+#: Scores weights by the magnitude of the parameters.
 magnitude = Score(lambda ctx: ctx.params, rank_of_magnitude, dense_gradients=0)
+#: Scores weights by the magnitude of the dense gradients of the step.
 gradient = Score(lambda ctx: ctx.grads, rank_of_magnitude)
+#: Scores weights at random, by the key of the state and the step.
 random = Score(
     lambda ctx: random_scores(ctx.key, ctx.masks), as_it_is, dense_gradients=0
 )
