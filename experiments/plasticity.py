@@ -150,14 +150,6 @@ def new_topology(
     return complete(kept), complete(new)
 
 
-class Checkpoint(NamedTuple):
-    """What is pruned: states of all seeds, their accuracies, their dense gradients."""
-
-    states: PyTree
-    accuracies: np.ndarray
-    grads: PyTree
-
-
 class _Bench:
     """What the parts of a study share; nothing is loaded before it is needed."""
 
@@ -171,13 +163,14 @@ class _Bench:
         """The networks."""
         return Runs(self.config)
 
-    def _checkpoint(self, sparsity: float, epoch: int) -> Checkpoint:
-        """Loads the states after an epoch, or trains them and saves them."""
+    def _checkpoint(self, sparsity: float, epoch: int) -> Any:
+        """Returns states after an epoch, their accuracies, and dense gradients."""
         states = self._trained(sparsity, epoch)
         grads = self.runs.first_gradients(states, epoch)
-        return Checkpoint(states, self.runs.accuracy(states), grads)
+        return states, self.runs.accuracy(states), grads
 
     def _trained(self, sparsity: float, epoch: int) -> PyTree:
+        """Loads states, or trains them from an earlier checkpoint and saves them."""
         path = self._folder / f"from_{sparsity:g}_epoch_{epoch}"
         if path.exists():
             return load_state(path, self.runs.like)
@@ -191,17 +184,18 @@ class _Bench:
         save_state(path, states)
         return states
 
-    def pruned(self, checkpoint: Checkpoint, epoch: int, setting: Setting) -> Any:
+    def pruned(
+        self, states: PyTree, grads: PyTree, epoch: int, setting: Setting
+    ) -> PyTree:
         """Prunes the networks of a checkpoint."""
-        total = len(self.runs.learning_rates)
         rate = sj.cosine_prune_rate(
-            self.config.exchange_rate, total, _FINAL_EXCHANGE_RATE
-        )
-        exchange_rate = float(rate(epoch * self.runs.epoch_steps))
-        states = checkpoint.states
-        prune = partial(new_topology, setting=setting, exchange_rate=exchange_rate)
+            self.config.exchange_rate,
+            len(self.runs.learning_rates),
+            _FINAL_EXCHANGE_RATE,
+        )(epoch * self.runs.epoch_steps)
+        prune = partial(new_topology, setting=setting, exchange_rate=float(rate))
         masks = sj.get_masks(states.opt_state)
-        kept, masks = jax.vmap(prune)(states.params, checkpoint.grads, masks)
+        kept, masks = jax.vmap(prune)(states.params, grads, masks)
         return self.runs.with_masks(states, kept, masks)
 
     def stops(self, epoch: int) -> dict[str, int]:
@@ -239,10 +233,9 @@ class _Bench:
         self, sparsity: float, epoch: int, setting: Setting
     ) -> Iterator[Record]:
         """Prunes a checkpoint and trains on what comes of it, at all learning rates."""
-        checkpoint = self.checkpoint(sparsity, epoch)
-        states = self.pruned(checkpoint, epoch, setting)
-        counts = count_weights(states)
-        pruned = self.runs.accuracy(states)
+        states, before, grads = self.checkpoint(sparsity, epoch)
+        states = self.pruned(states, grads, epoch, setting)
+        counts, pruned = count_weights(states), self.runs.accuracy(states)
         done: dict[bytes, dict[str, np.ndarray]] = {}  # by the learning rates' bits
         for label, rates in self.tracks(epoch).items():
             key = rates.tobytes()
@@ -255,7 +248,7 @@ class _Bench:
                     "learning_rate": label,
                     "seed": seed,
                     **setting._asdict(),
-                    "before": float(checkpoint.accuracies[i]),
+                    "before": float(before[i]),
                     "pruned": float(pruned[i]),
                     **{name: float(values[i]) for name, values in done[key].items()},
                     "active": int(counts["active"][i]),
