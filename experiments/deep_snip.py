@@ -21,6 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pandas as pd
 from ml_collections import ConfigDict
 
@@ -124,7 +125,8 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
         @jax.vmap
         def run(network: tuple[PyTree, PyTree], order: jax.Array) -> PyTree:
             params, masks = network
-            tx = sj.static_transform(fit.sgd(config, len(order)), masks=masks)
+            rate = optax.cosine_decay_schedule(config.learning_rate, len(order))
+            tx = sj.static_transform(optax.adam(rate), masks=masks)
             state = fit.State(*sj.init_sparse(tx, params))
             return fit.descend(loss, tx, state, order)[0].params
 

@@ -100,8 +100,8 @@ def _undecided(gates: Units) -> jax.Array:
 def _first_params(seeds: Sequence[int]) -> PyTree:
     """Draws the first weights of networks with gates, stacked."""
     image = np.zeros((1, *digits.IMAGE_SHAPE), np.float32)
-    first = lambda seed: fit.first_params(MODEL, seed, image)["params"]
-    return jax.vmap(first)(np.asarray(seeds, np.int32))
+    first = [fit.first_params(MODEL, seed, image)["params"] for seed in seeds]
+    return fit.stack(first)
 
 
 def train_gated(

@@ -22,12 +22,9 @@ def get_config() -> ConfigDict:
     config.validation_share = 0.2
     config.test_share = 0.3
 
-    # SGD with Nesterov momentum, cosine learning rate from this value to 0, and weight
-    # decay added to the gradient. The rate is a tenth of that of `digits.py`, whose
-    # networks have normalization.
-    config.epochs = 20
+    # Adam, cosine learning rate from this value to 0. SGD with momentum, at 0.001 and
+    # 0.003 and two other seeds, left pruned networks of 10 layers at chance.
+    config.epochs = 40
     config.batch_size = 64
-    config.learning_rate = 0.01
-    config.momentum = 0.9
-    config.weight_decay = 5e-4
+    config.learning_rate = 0.001
     return config
