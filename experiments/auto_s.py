@@ -38,22 +38,11 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.model_selection import train_test_split
 
 import sparsejax as sj
-from experiments import criterion, fit, plots, results
+from experiments import criterion, fit, plots, results, study
 from experiments.criterion import ScoreMLP
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.models.mlp import MLP
 from experiments.plots import BLUE, GRAY, GREEN, RED, LineStyle
-from experiments.study import (
-    Condition,
-    Part,
-    Record,
-    Study,
-    count_conditions,
-    distinct,
-    main,
-    number_conditions,
-    seeds_condition,
-)
 from sparsejax import scores
 from sparsejax.initialization.averaging import mean_gradients
 
@@ -116,28 +105,28 @@ class Case(NamedTuple):
     prune_set: Examples  # one batch to take gradients of
 
 
-def conditions(config: ConfigDict) -> Iterator[Condition]:
+def conditions(config: ConfigDict) -> Iterator[study.Condition]:
     """Yields what must hold of the configuration."""
     known = ", ".join(RECIPES)
     yield "source", config.source in RECIPES, f"one of {known}"
     yield (
         "targets",
-        distinct(config.targets) and set(config.targets) <= set(RECIPES),
+        study.distinct(config.targets) and set(config.targets) <= set(RECIPES),
         f"different names out of {known}",
     )
-    yield seeds_condition(config)
-    yield from number_conditions(config, test_share="[0.1, 0.5]")
+    yield study.seeds_condition(config)
+    yield from study.number_conditions(config, test_share="[0.1, 0.5]")
     counts = ("prune_set_per_class", "steps", "score_width", "score_epochs")
-    yield from count_conditions(config, *counts, "batch_size")
+    yield from study.count_conditions(config, *counts, "batch_size")
     names = {config.source, *config.targets}
     fewest = min(load_data(n, config)[0].labels.shape[1] for n in names)
     yield "batch_size", config.batch_size <= fewest, f"in [1, {fewest}]"
-    yield from number_conditions(config, learning_rate="(0, inf)")
+    yield from study.number_conditions(config, learning_rate="(0, inf)")
     within = dict.fromkeys(("label_sparsity", "fraction", "held_out"), "(0, 1)")
-    yield from number_conditions(config, **within)
+    yield from study.number_conditions(config, **within)
     yield (
         "sparsities",
-        distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
+        study.distinct(config.sparsities) and all(0 < s < 1 for s in config.sparsities),
         "different numbers in (0, 1)",
     )
 
@@ -282,7 +271,7 @@ def learn(config: ConfigDict, features: PyTree, labels: PyTree) -> Any:
 
 def _correlate(
     network: str, found: Mapping[str, PyTree], labels: PyTree, config: ConfigDict
-) -> Iterator[Record]:
+) -> Iterator[study.Record]:
     """Ranks all weights of each network by each score, and by their labels."""
 
     def in_rows(tree: PyTree) -> np.ndarray:
@@ -296,18 +285,18 @@ def _correlate(
             yield _record(network, "correlation", method, None, seed, value)
 
 
-def _record(*values: Any, active: Any = None, empty_layers: Any = None) -> Record:
+def _record(*values: Any, active: Any = None, empty_layers: Any = None) -> study.Record:
     names = ("network", "measure", "method", "sparsity", "seed", "value")
     return dict(zip(names, values)) | {"active": active, "empty_layers": empty_layers}
 
 
-def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
+def parts(config: ConfigDict, workdir: Path) -> Mapping[str, study.Part]:
     """Returns the fit of the criteria, then two measures of each target."""
     # What is compiled for a network serves all parts that have it.
     programs = cache(lambda name: make_programs(RECIPES[name].model, config))
     paths = [workdir / "scores" / f"{seed}" for seed in config.seeds]
 
-    def held_out() -> Iterator[Record]:
+    def held_out() -> Iterator[study.Record]:
         run = programs(config.source)
         cases = draw_cases(config.source, config, "source")
         features, labels = run["features"](cases), run["label"](cases)
@@ -323,11 +312,11 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
         run = programs(target)
         return run, cases, run["score"](cases, fit.stack(loaded))
 
-    def correlation(target: str) -> Iterator[Record]:
+    def correlation(target: str) -> Iterator[study.Record]:
         run, cases, found = scored(target)
         yield from _correlate(target, found, run["label"](cases), config)
 
-    def accuracy(target: str) -> Iterator[Record]:
+    def accuracy(target: str) -> Iterator[study.Record]:
         run, cases, found = scored(target)
         one, dense = fit.take(cases.params, 0), jax.vmap(sj.dense_masks)(cases.params)
         size = sj.count_prunable(sj.dense_masks(one))
@@ -347,7 +336,7 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
                     target, "accuracy", method, sparsity, seed, value, **sizes
                 )
 
-    found: dict[str, Part] = {HELD_OUT: held_out}
+    found: dict[str, study.Part] = {HELD_OUT: held_out}
     for target in config.targets:
         found[f"{target}_correlation"] = partial(correlation, target)
         found[f"{target}_accuracy"] = partial(accuracy, target)
@@ -446,7 +435,7 @@ def _draw_correlations(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_axisbelow(True)
 
 
-STUDY = Study(
+STUDY = study.Study(
     "auto_s",
     "AutoS: a criterion learned on one network and used on others",
     conditions,
@@ -456,4 +445,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    study.main(STUDY)

@@ -689,16 +689,16 @@ class Feed(NamedTuple):
 
 
 def host_batches(
-    config: ConfigDict, dataset: Dataset, start_step: int = 0
+    config: ConfigDict, dataset: Dataset, start_step: int = 0, all_rows: bool = False
 ) -> grain.DatasetIterator[Batch]:
-    """Reads and augments this process's part of a run's training batches."""
+    """Reads and augments this process's part of a run's training batches, or all."""
     return train_batches(
         dataset.train,
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=0 if all_rows else jax.process_index(),
+        process_count=1 if all_rows else jax.process_count(),
         augment=config.augment,
         pad=config.pad,
         mode=config.pad_mode,

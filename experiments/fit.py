@@ -73,7 +73,8 @@ def first_params(model: nn.Module, seed: int, images: np.ndarray) -> PyTree:
 
 
 @jax.jit
-def _draw_masks(seed: int, params: PyTree, counts: PyTree) -> PyTree:
+def draw_masks(seed: int, params: PyTree, counts: PyTree) -> PyTree:
+    """Draws masks of given counts from a seed."""
     return sj.random_masks(jax.random.key(seed), params, counts=counts)
 
 
@@ -82,7 +83,7 @@ def random_masks(
 ) -> PyTree:
     """Draws masks of exact counts, compiled once for all sparsities and seeds."""
     counts = sj.active_counts(params, sparsity, distribution)
-    return _draw_masks(seed, params, counts)
+    return draw_masks(seed, params, counts)
 
 
 def batch_order(
@@ -101,12 +102,17 @@ def batch_order(
 
 
 def cross_entropy(model: nn.Module) -> Loss:
-    """Returns the loss (params, (images, labels)) -> mean cross-entropy."""
+    """Returns the loss (params, (images, labels)) -> mean cross-entropy.
 
-    def loss(params: PyTree, batch: Any) -> jax.Array:
+    It takes the temperature of GraSP too, by which it divides its logits.
+    """
+
+    def loss(params: PyTree, batch: Any, temperature: float = 1.0) -> jax.Array:
         images, labels = batch
         logits: Any = model.apply(params, images)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits / temperature, labels
+        )
         return jnp.mean(each)
 
     return loss

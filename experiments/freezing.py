@@ -26,8 +26,8 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments import digits_data as digits
 from experiments import fit, plots, results
-from experiments.input import digits
 from experiments.models.digits_cnn import DigitsCNN
 from experiments.plots import BLACK, BLUE, GRAY, ORANGE, SKY, LineStyle
 from experiments.study import (

@@ -7,7 +7,6 @@ granted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,16 +60,15 @@ class Setup(NamedTuple):
     @property
     def interval(self) -> int:
         """The update interval: the method's own, or the configuration's for all."""
-        own: Mapping[str, int] = self.config.get("update_intervals", {})
-        return own.get(self.name, self.config.update_interval_steps)
+        intervals: Mapping[str, int | None] = self.config.get("update_intervals", {})
+        own = intervals.get(_RELATIVES.get(self.name, self.name))
+        return self.config.update_interval_steps if own is None else own
 
     @property
     def periodic(self) -> dict[str, Any]:
         """The arguments of methods with a prune rate and an update interval."""
         return {
-            "prune_rate": self.config.prune_rate[
-                _PRUNE_RATES.get(self.name, self.name)
-            ],
+            "prune_rate": self.config.prune_rate[_RELATIVES.get(self.name, self.name)],
             "total_steps": self.total_steps,
             "update_interval": self.interval,
         }
@@ -86,8 +84,8 @@ class Setup(NamedTuple):
         }
 
 
-# Methods that share the prune rate of another.
-_PRUNE_RATES = {"granet_uniform": "granet", "granet_st": "granet"}
+# Methods that share the prune rate and the update interval of another.
+_RELATIVES = {"granet_uniform": "granet", "granet_st": "granet", "gmp_layer": "gmp"}
 
 
 def _static(setup: Setup) -> sj.SparseTransformation:
@@ -289,13 +287,28 @@ def sparse_optimizer(
     return METHODS[name].make(setup)
 
 
+def class_balanced_batch(
+    images: np.ndarray, labels: np.ndarray, per_class: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws as many examples of each class, or all where a class has fewer."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.permutation(np.flatnonzero(labels == label))[:per_class]
+        for label in np.unique(labels)
+    ]
+    drawn = rng.permutation(np.concatenate(rows))
+    return images[drawn], labels[drawn]
+
+
 def masks_before_training(
     name: str,
     params: PyTree,
     sparsity: Any,
     *,
-    loss_fn: Callable[[PyTree, Any], jax.Array],
-    batches: Iterable[Any],
+    loss_fn: Callable[..., jax.Array],
+    batches: Callable[[int], Iterable[Any]],
+    balanced: Callable[[], Iterable[Any]],
+    dense_batches: Callable[[], Iterable[Any]],
     apply_fn: Callable[[PyTree, Any], Any],
     image_shape: tuple[int, ...],
     rounds: int | None,
@@ -303,22 +316,24 @@ def masks_before_training(
 ) -> PyTree:
     """Finds the masks of a network that is not trained yet, of exactly a sparsity.
 
-    `rounds` is for methods that prune in rounds; None for as many as their papers have.
+    `batches` are those of a round, `balanced` GraSP's, `dense_batches` those of DRIVE's
+    dense phase; `rounds` may be None for as many as a method's paper has.
     """
-    options: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    if name == "synflow":
-        one_image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-        return sj.synflow(
-            apply_fn, params, [one_image], None, sparsity, prunable=prunable, **options
-        )
-    method: Any = {
-        "snip": sj.snip,
-        "grasp": sj.grasp,
-        "iter_snip": partial(sj.force, may_return=False, **options),
-        "force": partial(sj.force, **options),
-        "drive": partial(sj.drive, **options),
-    }[name]
-    return method(loss_fn, params, batches, None, sparsity, prunable=prunable)
+    one: dict[str, Any] = {"prunable": prunable}
+    in_rounds = one if rounds is None else one | {"rounds": rounds}
+    match name:
+        case "snip":
+            return sj.snip(loss_fn, params, batches(0), None, sparsity, **one)
+        case "grasp":
+            return sj.grasp(loss_fn, params, balanced(), None, sparsity, **one)
+        case "synflow":
+            image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+            return sj.synflow(apply_fn, params, [image], None, sparsity, **in_rounds)
+        case "drive":
+            in_rounds |= {"dense_batches": dense_batches()}
+            return sj.drive(loss_fn, params, batches, None, sparsity, **in_rounds)
+    in_rounds |= {"may_return": name == "force"}
+    return sj.force(loss_fn, params, batches, None, sparsity, **in_rounds)
 
 
 class RunFlops(NamedTuple):

@@ -96,9 +96,8 @@ def draw_accuracies(
     """
     line, _ = values.index.names
     sparsities = sorted(set(values.index.get_level_values(1)))
-    best = max(value.mean for value in values)
+    best = max(value.mean for value in [*values, dense] if value is not None)
     if dense is not None:
-        best = max(best, dense.mean)
         low, high = (100 - dense.mean + s * dense.half_width for s in (-1, 1))
         axes.axhspan(max(low, LEAST_ERROR), high, color=BLACK, alpha=0.08, linewidth=0)
         axes.axhline(100 - dense.mean, color=BLACK, linestyle="--", label="Dense")

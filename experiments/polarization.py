@@ -35,21 +35,11 @@ from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 import sparsejax as sj
-from experiments import files, fit, plots, results
-from experiments.input import digits
+from experiments import digits_data as digits
+from experiments import files, fit, plots, results, study
 from experiments.models.digits_cnn import LAYERS, DigitsCNN
 from experiments.models.gated_digits_cnn import GatedDigitsCNN, without_gates
 from experiments.plots import BLUE, GRAY, GREEN, ORANGE, RED, SKY, LineStyle
-from experiments.study import (
-    Condition,
-    Part,
-    Record,
-    Study,
-    distinct,
-    main,
-    number_conditions,
-    seeds_condition,
-)
 
 PyTree = Any
 Units = Mapping[str, Any]  # by layer, whether units are on: [units]
@@ -66,17 +56,18 @@ MODEL = GatedDigitsCNN(digits.CLASSES)
 _STREAM = 0x6A7E
 
 
-def conditions(config: ConfigDict) -> Iterator[Condition]:
+def conditions(config: ConfigDict) -> Iterator[study.Condition]:
     """Yields what must hold of the configuration."""
     yield (
         "targets",
-        distinct(config.targets) and all(0 < target < 1 for target in config.targets),
+        study.distinct(config.targets)
+        and all(0 < target < 1 for target in config.targets),
         "different numbers in (0, 1)",
     )
-    yield seeds_condition(config)
+    yield study.seeds_condition(config)
     yield "polarization", config.polarization > 0, "above 0; it is compared with 0"
     above = "(0, inf)"
-    yield from number_conditions(config, polarization=above, activation=above)
+    yield from study.number_conditions(config, polarization=above, activation=above)
     yield from digits.recipe_conditions(config)
     yield "epochs", config.epochs >= 2, "at least 2: one control chooses in the middle"
 
@@ -109,8 +100,8 @@ def _undecided(gates: Units) -> jax.Array:
 def _first_params(seeds: Sequence[int]) -> PyTree:
     """Draws the first weights of networks with gates, stacked."""
     image = np.zeros((1, *digits.IMAGE_SHAPE), np.float32)
-    first = lambda seed: fit.first_params(MODEL, seed, image)["params"]
-    return jax.vmap(first)(np.asarray(seeds, np.int32))
+    first = [fit.first_params(MODEL, seed, image)["params"] for seed in seeds]
+    return fit.stack(first)
 
 
 def train_gated(
@@ -239,7 +230,7 @@ def largest_units(params: PyTree, units: Units) -> Units:
 
 
 @cache
-def _size(widths: tuple[int, ...]) -> Record:
+def _size(widths: tuple[int, ...]) -> study.Record:
     """Returns the parameters of a static network, and its FLOPs of an image."""
     if not all(widths):  # it makes no sense
         return {"widths": widths, "parameters": None, "flops": None}
@@ -253,7 +244,7 @@ def _size(widths: tuple[int, ...]) -> Record:
 
 def _records(
     forms: Sequence[tuple[str, float, int]], units: Units, **measures: Any
-) -> Iterator[Record]:
+) -> Iterator[study.Record]:
     on = [np.sum(units[layer], axis=1) for layer in LAYERS]
     columns = [np.asarray(values).tolist() for values in measures.values()]
     for form, widths, *values in zip(forms, np.stack(on, 1).tolist(), *columns):
@@ -261,7 +252,7 @@ def _records(
         yield {**names, **_size(tuple(widths)), **dict(zip(measures, values))}
 
 
-def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
+def parts(config: ConfigDict, workdir: Path) -> Mapping[str, study.Part]:
     """Returns the networks with gates, and the controls of the same sizes."""
     train, _, test = digits.load(config)
     cells = list(itertools.product(config.targets, config.seeds))
@@ -270,7 +261,7 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
     def accuracy(params: PyTree, units: Units) -> jax.Array:
         return fit.accuracy(MODEL, {"params": params, "units": units}, *test)
 
-    def gated() -> Iterator[Record]:
+    def gated() -> Iterator[study.Record]:
         forms = [(form, *cell) for form in GATED for cell in cells]
         names, targets, seeds = zip(*forms)
         strengths = [config.polarization * (name == "polarized") for name in names]
@@ -286,7 +277,7 @@ def parts(config: ConfigDict, workdir: Path) -> Mapping[str, Part]:
             undecided=undecided,
         )
 
-    def controls() -> Iterator[Record]:
+    def controls() -> Iterator[study.Record]:
         wanted = files.load_state(saved, dict.fromkeys(LAYERS))
         # Random units and all units go through the first half of the epochs together.
         # Then networks with all units are copied, each copy with its largest alone.
@@ -435,7 +426,7 @@ def _draw_undecided(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_title("Undecided units (%)", fontsize=10)
 
 
-STUDY = Study(
+STUDY = study.Study(
     "polarization",
     "Consensus sub-networks on scikit-learn's digits",
     conditions,
@@ -445,4 +436,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    study.main(STUDY)

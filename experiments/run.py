@@ -27,6 +27,7 @@ from experiments.data import (
     steps_per_epoch,
 )
 from experiments.methods import (
+    class_balanced_batch,
     finds_masks,
     masks_before_training,
     names,
@@ -45,6 +46,7 @@ from experiments.step import (
 )
 
 PyTree = Any
+Batch = Mapping[str, jax.Array]
 
 
 class Plan(NamedTuple):
@@ -244,8 +246,9 @@ def first_masks(
 ) -> PyTree:
     """Finds masks on the batches that a run sees first, spread over all devices.
 
-    They are NumPy arrays, the same in every process. Batch norm sees the whole batch,
-    whatever it sees in training, and labels are not smoothed.
+    They are NumPy arrays, the same in every process. Each round sees the next batches;
+    GraSP sees as many images of each class, drawn from the first epoch. Batch norm sees
+    the whole batch, whatever it sees in training, and labels are not smoothed.
     """
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
 
@@ -258,36 +261,73 @@ def first_masks(
     )
     stats = variables.get("batch_stats", {})
 
-    def batches() -> Iterator[Mapping[str, jax.Array]]:
-        with contextlib.closing(host_batches(config, dataset)) as read:
-            for batch in itertools.islice(read, config.initialization_batches):
-                yield jax.tree.map(lambda leaf: put(leaf, P(AXIS)), batch)
+    epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
+
+    def placed(batches: Iterator[Any]) -> Iterator[Batch]:
+        for batch in batches:
+            yield jax.tree.map(lambda leaf: put(leaf, P(AXIS)), batch)
+
+    def balanced() -> Iterator[Batch]:
+        return _balanced(config, dataset, epoch_steps, mesh)
 
     def apply_fn(params: PyTree, images: Any) -> Any:
         return model.apply({"params": params, "batch_stats": stats}, images)
 
-    def loss_fn(params: PyTree, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def loss_fn(params: PyTree, batch: Batch, temperature: float = 1.0) -> jax.Array:
         logits, _ = model.apply(
             {"params": params, "batch_stats": stats},
             normalize(batch["image"], dataset.mean, dataset.std),
             train=True,
             mutable=["batch_stats"],
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits / temperature, batch["label"]
+        )
         return losses.mean()
 
-    masks = masks_before_training(
-        config.method,
-        variables["params"],
-        config.sparsity,
-        loss_fn=loss_fn,
-        batches=batches(),
-        apply_fn=apply_fn,
-        image_shape=image_shape,
-        rounds=config.initialization_rounds,
-        prunable=config.prunable,
-    )
+    dense_steps = config.drive_dense_epochs * epoch_steps
+    with contextlib.closing(host_batches(config, dataset)) as read:
+        stream = placed(read)
+        masks = masks_before_training(
+            config.method,
+            variables["params"],
+            config.sparsity,
+            loss_fn=loss_fn,
+            batches=lambda _: itertools.islice(stream, config.initialization_batches),
+            balanced=balanced,
+            dense_batches=lambda: itertools.islice(stream, dense_steps),
+            apply_fn=apply_fn,
+            image_shape=image_shape,
+            rounds=config.initialization_rounds,
+            prunable=config.prunable,
+        )
     return jax.tree.map(np.asarray, masks)
+
+
+def _balanced(
+    config: ConfigDict, dataset: Dataset, epoch_steps: int, mesh: Mesh
+) -> Iterator[Batch]:
+    """Reads the same class-balanced batches in every process, of the run's size."""
+    whole, count = [], np.zeros(dataset.num_classes, int)
+    with contextlib.closing(host_batches(config, dataset, all_rows=True)) as every:
+        for batch in itertools.islice(every, epoch_steps):
+            whole.append((batch["image"], batch["label"]))
+            count += np.bincount(batch["label"], minlength=len(count))
+            if min(count) >= config.grasp_images_per_class:
+                break
+    images, labels = map(np.concatenate, zip(*whole))
+    drawn = class_balanced_batch(
+        images, labels, config.grasp_images_per_class, config.seed
+    )
+    parts = -(-len(drawn[1]) // config.batch_size)  # of nearly one size
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        spec = P() if len(leaf) % len(jax.devices()) else P(AXIS)
+        sharding = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+
+    for image, label in zip(*(np.array_split(each, parts) for each in drawn)):
+        yield {"image": put(image), "label": put(label)}
 
 
 def is_measured(plan: Plan, is_update_step: Any, step: Any) -> Any:

@@ -28,8 +28,8 @@ from experiments.files import (
     writable_directory,
     write_atomically,
 )
-from experiments.record.environment import describe_environment
-from experiments.record.progress import Progress
+from experiments.record import Progress, describe_environment
+from experiments.settings import is_in
 
 Record = Mapping[str, Any]  # keys and numbers or text; a history may be a list
 Condition = tuple[str, bool, str]  # field, whether it is fine, what is allowed
@@ -90,15 +90,25 @@ def distinct(values: Sequence[Any]) -> bool:
 def number_conditions(config: ConfigDict, **ranges: str) -> Iterator[Condition]:
     """Yields that fields are finite numbers in ranges, such as "[0, 1)"."""
     for field, interval in ranges.items():
-        low, high = map(float, interval[1:-1].split(","))
-        value = config[field]
-        is_fine = (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (low < value if interval[0] == "(" else low <= value)
-            and (value < high if interval[-1] == ")" else value <= high)
-        )
+        is_fine = is_in(config[field], interval)
         yield field, is_fine, f"a number in {interval}"
+
+
+def numbers_conditions(config: ConfigDict, **ranges: str) -> Iterator[Condition]:
+    """Yields that fields are different numbers in ranges, at least one."""
+    for field, interval in ranges.items():
+        values = config[field]
+        is_fine = distinct(values) and all(is_in(v, interval) for v in values)
+        yield field, is_fine, f"different numbers in {interval}"
+
+
+def names_conditions(
+    config: ConfigDict, **names: Collection[str]
+) -> Iterator[Condition]:
+    """Yields that fields are different names out of some, at least one."""
+    for field, known in names.items():
+        is_fine = distinct(config[field]) and set(config[field]) <= set(known)
+        yield field, is_fine, f"different names out of {', '.join(known)}"
 
 
 def count_conditions(config: ConfigDict, *fields: str) -> Iterator[Condition]:

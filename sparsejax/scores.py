@@ -74,12 +74,15 @@ class Score(NamedTuple):
         update: `Context` -> memory, called at every step, before masks change. It must
             work weight by weight: stacked layers are not taken apart for it. None for a
             memory that stays.
+        dense_gradients: At how many steps up to an update it reads gradients of
+            inactive weights; None for all steps. Only `training_flops` asks.
     """
 
     of: Callable[[Context], PyTree]
     rank: Rank = None
     init: Callable[[PyTree, PyTree], PyTree] = no_memory
     update: Callable[[Context], PyTree] | None = None
+    dense_gradients: int | None = 1
 
 
 def finite(score: jax.Array) -> jax.Array:
@@ -212,9 +215,14 @@ def random_scores(key: jax.Array, masks: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(masks), scores)
 
 
-magnitude = Score(lambda ctx: ctx.params, rank_of_magnitude)
+#: Scores weights by the magnitude of the parameters.
+magnitude = Score(lambda ctx: ctx.params, rank_of_magnitude, dense_gradients=0)
+#: Scores weights by the magnitude of the dense gradients of the step.
 gradient = Score(lambda ctx: ctx.grads, rank_of_magnitude)
-random = Score(lambda ctx: random_scores(ctx.key, ctx.masks), as_it_is)
+#: Scores weights at random, by the key of the state and the step.
+random = Score(
+    lambda ctx: random_scores(ctx.key, ctx.masks), as_it_is, dense_gradients=0
+)
 
 
 def _zeros(params: PyTree, rules: PyTree) -> PyTree:
@@ -249,7 +257,7 @@ def momentum(decay: float = 0.9) -> Score:
 
         return map_masked(blend, ctx.rules, ctx.memory, ctx.grads)
 
-    return Score(lambda ctx: ctx.memory, rank_of_magnitude, _zeros, update)
+    return Score(lambda ctx: ctx.memory, rank_of_magnitude, _zeros, update, None)
 
 
 def mean_gradient(steps: int) -> Score:
@@ -286,4 +294,4 @@ def mean_gradient(steps: int) -> Score:
 
         return map_masked(add, ctx.rules, sums, ctx.grads), ctx.step
 
-    return Score(lambda ctx: ctx.memory[0], rank_of_magnitude, init, update)
+    return Score(lambda ctx: ctx.memory[0], rank_of_magnitude, init, update, steps)

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 import sparsejax as sj
 from experiments import criterion
 from experiments.criterion import ScoreMLP
-from experiments.input.digits import load_split
+from experiments.digits_data import load_split
 from experiments.models.digits_cnn import DigitsCNN
 from sparsejax.initialization.averaging import mean_gradients
 

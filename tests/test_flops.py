@@ -561,6 +561,32 @@ def test_a_run_step_by_step(method):
     assert run.relative == run.flops / run.dense
 
 
+GROWTH = [
+    (sj.scores.gradient, UPDATES),
+    (sj.scores.random, ()),
+    (sj.scores.momentum(0.9), range(40)),
+    # The 4 steps up to an update; the run ends before one at step 41.
+    (sj.scores.mean_gradient(4), {7, 8, 9, 10, 16, 17, 18, 19, *range(27, 31), 38, 39}),
+    (lambda ctx: ctx.grads, UPDATES),
+]
+
+
+@pytest.mark.parametrize("method", ["rigl", "itop", "granet"])
+@pytest.mark.parametrize(("grow", "dense_steps"), GROWTH)
+def test_what_grows_says_which_steps_take_dense_gradients(method, grow, dense_steps):
+    is_update_step = lambda steps: np.isin(steps, [*UPDATES, 41])
+    run = sj.training_flops(NET, HISTORY, 40, method, is_update_step, grow=grow)
+    assert run.flops == sum(
+        2 * f + (100 if t in dense_steps else f) for t, f in enumerate(PASSES)
+    )
+
+
+def test_update_steps_are_needed_only_where_they_count():
+    for grow, flops in ((sj.scores.random, 90), (sj.scores.momentum(), 160)):
+        run = sj.training_flops(NET, [(0, {"w": Fraction(2, 9)})], 1, "itop", grow=grow)
+        assert run.flops == flops
+
+
 def test_every_accounting_is_that_of_a_dense_step_where_nothing_is_sparse():
     assert set(ACCOUNTINGS) == set(RULES)
     for name, accounting in ACCOUNTINGS.items():
@@ -643,8 +669,13 @@ GOOD = {"flops": NET, "history": HISTORY, "total_steps": 40}
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
+        (
+            {"method": "snfs", "grow": sj.scores.random},
+            "^grow must be left out with method='snfs'.* 'rigl', 'itop', 'granet'",
+        ),
+        ({"method": "itop", "grow": "random"}, "^grow must be a score, such as"),
         ({"method": "adam"}, "^method must be one of 'acdc', .*; got 'adam'"),
-        ({"method": "rigl"}, '^is_update_step must be given with method="rigl"'),
+        ({"method": "rigl"}, "^is_update_step must be given with method='rigl'"),
         ({"history": []}, r"^history must .* the first at step 0; got the steps \[\]"),
         ({"history": HISTORY[1:]}, r"^history must .* got the steps \[11, 20\]"),
         (

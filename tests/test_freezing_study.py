@@ -8,7 +8,7 @@ pytest.importorskip("ml_collections", reason="of the experiments extra")
 
 from experiments import freezing, study
 from experiments.configs.freezing_digits import get_config
-from experiments.models.digits_mlp import DigitsMLP
+from experiments.models.mlp import DigitsMLP
 
 # A perceptron in place of the network, which compiles in a fraction of the time.
 PRUNABLE, OTHERS = 64 * 16 + 16 * 10, 3 * 16 + 10

@@ -1,4 +1,7 @@
-"""What every method of pruning before training keeps, and SNIP's and GraSP's scores."""
+"""What every method of pruning before training keeps, and SNIP's and GraSP's scores.
+
+`test_initialization_oracles.py` has the rules of their authors.
+"""
 
 import functools
 import warnings
@@ -32,8 +35,8 @@ def outputs(params, batch):
     return jnp.tanh(batch[0] @ params["a"] + params["b"]) @ params["c"]
 
 
-def loss(params, batch):
-    return jnp.mean((outputs(params, batch) - batch[1]) ** 2)
+def loss(params, batch, temperature=1.0):
+    return jnp.mean((outputs(params, batch) / temperature - batch[1]) ** 2)
 
 
 METHODS = {
@@ -64,12 +67,12 @@ def masks_of(name):
     return prune(name, PARAMS, iter(BATCHES), 0.7)
 
 
-def numpy_gradient(p):
+def numpy_gradient(p, temperature=1):
     """The mean gradient over all batches in float64, by hand."""
     total = {"a": 0.0, "c": 0.0}
     for x, y in BATCHES:
         h = np.tanh(x @ p["a"] + p["b"])
-        e = 2 * (h @ p["c"] - y) / y.size
+        e = 2 * (h @ p["c"] / temperature - y) / y.size / temperature
         total["c"] += h.T @ e / len(BATCHES)
         total["a"] += x.T @ (e @ p["c"].T * (1 - h**2)) / len(BATCHES)
     return total
@@ -78,12 +81,13 @@ def numpy_gradient(p):
 def test_scores_are_those_of_numpy_and_finite_differences():
     wide = jax.tree.map(np.float64, PARAMS)
     g, dense, eps = numpy_gradient(wide), sj.dense_masks(PARAMS), 1e-5
+    warm = numpy_gradient(wide, 2)
     shifted = [
-        numpy_gradient({**wide, **{n: wide[n] + s * eps * g[n] for n in g}})
+        numpy_gradient({**wide, **{n: wide[n] + s * eps * warm[n] for n in g}}, 2)
         for s in (1, -1)
     ]
     snip = sj.snip_scores(loss, PARAMS, iter(BATCHES), dense)
-    grasp = sj.grasp_scores(loss, PARAMS, iter(BATCHES), dense)
+    grasp = sj.grasp_scores(loss, PARAMS, iter(BATCHES), dense, temperature=2)
     for n in g:
         product = (shifted[0][n] - shifted[1][n]) / (2 * eps)
         np.testing.assert_allclose(snip[n], abs(wide[n] * g[n]), rtol=1e-4, atol=1e-6)
@@ -148,8 +152,8 @@ def stacked_outputs(params, batch):
     return (x @ params["head"]).astype(jnp.float32)
 
 
-def stacked_loss(params, batch):
-    return jnp.mean((stacked_outputs(params, batch) - batch[1]) ** 2)
+def stacked_loss(params, batch, temperature=1.0):
+    return jnp.mean((stacked_outputs(params, batch) / temperature - batch[1]) ** 2)
 
 
 @every_method

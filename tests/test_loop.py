@@ -102,6 +102,8 @@ def no_report(monkeypatch):
         ({"method": "granite"}, "method must be .*granet, .*snip, .*; got 'granite'"),
         ({"initialization_batches": 0}, "initialization_batches must be at least 1"),
         ({"initialization_rounds": 0}, "initialization_rounds must be at least 1"),
+        ({"grasp_images_per_class": 0}, "grasp_images_per_class must be at least 1"),
+        ({"drive_dense_epochs": 0}, "drive_dense_epochs must be at least 1"),
         ({"model": "resnet21"}, "name must be one of .*; got 'resnet21'"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"optimizer": "adam"}, "optimizer must be one of .*; got 'adam'"),
@@ -253,8 +255,11 @@ def test_other_shares_of_a_batch_under_batch_norm_are_warned_of(digits, caplog):
     assert "now sees it in 1" in caplog.text
 
 
+FEW = {"initialization_rounds": 2, "drive_dense_epochs": 1}
+
+
 def masks_at_first(digits, method, **changes):
-    config = digits(method=method, initialization_rounds=2, **changes)
+    config = digits(method=method, **FEW | changes)
     data = inputs.load_dataset(config.dataset, None, 40, config.seed)
     return first_masks(config, run._model(config, data, None), data, (8, 8, 1)), data
 
@@ -288,6 +293,34 @@ def test_masks_before_training_are_of_the_first_batches(digits):
     same = jax.tree.map(lambda a, b: int((a == b).sum()), masks, alone)
     # Eight devices add up in another order: near ties may fall otherwise.
     assert sum(jax.tree.leaves(same)) >= 0.99 * sj.count_prunable(masks)
+
+
+def test_what_grasp_and_drive_see_of_images(digits, monkeypatch):
+    """The next batches in each round; GraSP balanced ones, the same on every device."""
+    seen = {}
+
+    def look(name, *args, **options):
+        if name == "grasp":
+            seen[name] = list(options["balanced"]())
+        else:
+            seen["dense"] = list(options["dense_batches"]())
+            seen["rounds"] = [list(options["batches"](number)) for number in (0, 1)]
+        return {}
+
+    monkeypatch.setattr(run, "masks_before_training", look)
+    changes = {"initialization_batches": 2, "grasp_images_per_class": 3}
+    masks_at_first(digits, "grasp", **changes)
+    _, data = masks_at_first(digits, "drive", **changes)
+    labels = [np.asarray(batch["label"]) for batch in seen["grasp"]]
+    assert np.bincount(np.concatenate(labels)).tolist() == [3] * 10
+    assert seen["grasp"][0]["image"].sharding.is_fully_replicated  # 15 on 8 devices
+    config = digits()
+    read = inputs.host_batches(config, data)
+    steps = len(data.train) // config.batch_size
+    expected = [next(read)["label"] for _ in range(steps + 4)]
+    found = [*seen["dense"], *seen["rounds"][0], *seen["rounds"][1]]
+    for batch, labels in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(batch["label"], labels)
 
 
 def test_first_weights_are_rescaled_to_the_edge_of_chaos(digits):

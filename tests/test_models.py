@@ -12,7 +12,7 @@ import pytest
 
 import sparsejax as sj
 from experiments.models import MODELS, create_model
-from experiments.models.layers import Layers, kernel_init
+from experiments.models.layers import Layers, convolve, kernel_init, max_pool
 from experiments.models.resnet import (
     BasicBlock,
     Bottleneck,
@@ -36,6 +36,7 @@ EMBEDDINGS = 14 * 14 + 1 + 1  # positions of patches and class token, and the to
 # torchvision's ResNets; Zagoruyko and Komodakis' WRN-28-10; timm's ViTs, which have
 # embeddings on top.
 COUNTS = {
+    ("vgg_small", 10, 32): (7, 282_800, 283_674),
     ("vgg16", 10, 32): (14, 14_715_584, 14_724_042),
     ("vgg19", 10, 32): (17, 20_024_000, 20_035_018),
     ("vgg19", 100, 32): (17, 20_070_080, 20_081_188),
@@ -152,7 +153,7 @@ def test_names_are_readable():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(create_model, "resnet51", 10), "name must be one of 'vgg16', "),
+        (partial(create_model, "resnet51", 10), "name must be one of 'vgg_small', "),
         (partial(vgg, 10, depth=12), "depth must be one of"),
         (partial(resnet, 10, depth=20), "depth must be one of"),
         (partial(resnet, 10, form="mnist"), "form must be one of"),
@@ -180,6 +181,91 @@ def test_refusals_of_a_transformer(options, message):
     model = SMALL["vit"](**options)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), images())
+
+
+# Convolution and pooling in the form that is fast on CPUs.
+
+
+def value_and_grads(function, *args):
+    """The value, and the gradients for weights that tell all outputs apart."""
+
+    def weighted(*args):
+        y = function(*args)
+        return jnp.vdot(y, jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+    both = jax.value_and_grad(weighted, argnums=range(len(args)), has_aux=True)
+    return jit(both)(*args)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "stride"),
+    [(4, 1, 1), (5, 1, 2), (4, 3, 1), (5, 3, 2), (4, 3, 2), (2, 3, 1), (1, 3, 1),
+     (9, 7, 2), (8, 7, 2)],
+)  # fmt: skip
+def test_convolution_by_matmul_is_the_plain_one(side, size, stride):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3, 5)), jnp.float32)
+
+    def conv(form, x, kernel):
+        layers = Layers(False, "torch", jnp.float32, None, form)
+        layer = layers.conv(5, size, "conv", stride)
+        return layer.apply({"params": {"kernel": kernel}}, x)
+
+    plain = value_and_grads(partial(conv, "plain"), x, kernel)
+    for form in ("matmul", "auto"):
+        found = value_and_grads(partial(conv, form), x, kernel)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, plain
+        )
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_pooling_by_reshape_is_the_plain_one(side):
+    """After a ReLU, whose zeros are equal entries; an odd side loses its last row."""
+    x = images(batch=2, side=side)
+    pool = lambda form: lambda x: max_pool(nn.relu(x), form)
+    expected = value_and_grads(lambda x: nn.max_pool(nn.relu(x), (2, 2), (2, 2)), x)
+    for form in ("matmul", "auto", "plain"):
+        found = value_and_grads(pool(form), x)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def primitives(function, *args):
+    return {eqn.primitive.name for eqn in jax.make_jaxpr(function)(*args).eqns}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_the_form_is_chosen_by_platform_and_shape(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    on_cpu = backend == "cpu"
+    for side, size, by_matmul in [(8, 1, True), (2, 3, True), (4, 3, False)]:
+        x, kernel = jnp.ones((1, side, side, 3)), jnp.ones((size, size, 3, 5))
+        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        conv = partial(convolve, window_strides=(1, 1), padding="SAME", **numbers)
+        found = "dot_general" in primitives(conv, x, kernel)
+        assert found == (by_matmul and on_cpu)
+        assert "dot_general" not in primitives(partial(conv, form="plain"), x, kernel)
+    pooled = primitives(partial(max_pool), jnp.ones((1, 4, 4, 3)))
+    assert ("reduce_window_max" in pooled) != on_cpu
+
+
+@pytest.mark.parametrize("name", ["vgg_small", "resnet18"])
+def test_forms_have_the_same_parameters_and_flops(name):
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    counted = []
+    for form in ("plain", "matmul", "auto"):
+        model = create_model(name, 10, conv_form=form)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        shapes = jax.tree.map(lambda leaf: leaf.shape, variables)
+        counted.append((shapes, sj.forward_flops(model.apply, variables, x)))
+    assert counted[0] == counted[1] == counted[2]
+    assert counted[0][1].total > 0
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form must be one of 'auto', 'plain', 'matm"):
+        jax.eval_shape(SMALL["vgg"](conv_form="fast").init, jax.random.key(0), images())
 
 
 # The semantics of PyTorch.

@@ -6,22 +6,30 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 pytest.importorskip("grain", reason="of the experiments extra")
 
-from experiments import reproduce
+from experiments import digits, reproduce
 from experiments import train as loop
-from experiments.configs import digits, digits_resnet
+from experiments.configs import digits as digits_config
+from experiments.configs import digits_resnet
+from experiments.methods import METHODS
+from experiments.parallel import EXIT_PREEMPTED, Preempted
 from experiments.record import read_metrics
-from experiments.tables import published, run_digits, run_images
-from experiments.tables.published import PUBLISHED
-from experiments.tables.render import render, write_page
-from experiments.tables.results import Found, read_table, result_path
-from experiments.tables.spec import ROWS, TABLES, Cell, select
-from experiments.tables.studies import STUDIES
-from experiments.training.preemption import EXIT_PREEMPTED, Preempted
+from experiments.reproduce import STUDIES
+from experiments.tables import (
+    TABLES,
+    Cell,
+    Found,
+    label,
+    published,
+    read_table,
+    render,
+    result_path,
+    select,
+    write_page,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,8 +38,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def toy_digits(**changes):
     def config(cell):
-        fields = digits.get_config()
+        fields = digits_config.get_config()
         fields.epochs, fields.update_interval_steps = 2, 5
+        fields.model, fields.model_options.widths = "digits_mlp", (24,)
         fields.update(changes)
         return fields
 
@@ -67,7 +76,7 @@ def digits_results(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     table, work = toy_digits(), results / "work"
     cells = select(table, seeds=["0"])
-    train = run_digits.train_method
+    train = digits.train_method
 
     def fails(name, *rest):
         if name == "rigl":
@@ -75,7 +84,7 @@ def digits_results(tmp_path_factory):
         return train(name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_digits, "train_method", fails)
+        patch.setattr(digits, "train_method", fails)
         with pytest.raises(RuntimeError, match="power"):
             reproduce.run_missing(table, cells, results, work)
     assert [p.name for p in (results / "digits").iterdir()] == ["dense_0_0.json"]
@@ -90,8 +99,8 @@ def nothing_runs(monkeypatch):
     def run(*args):
         raise AssertionError("something is run")
 
-    monkeypatch.setattr(run_digits, "train_method", run)
-    monkeypatch.setattr(run_images, "train_side_by_side", run)
+    monkeypatch.setattr(digits, "train_method", run)
+    monkeypatch.setattr(loop, "train_and_evaluate", run)
 
 
 def test_a_result_has_all_that_it_should(digits_results):
@@ -113,7 +122,7 @@ def test_a_result_has_all_that_it_should(digits_results):
         assert 0 < result["best"]["test_accuracy"] <= 1
         assert str(digits_results) not in json.dumps(result)
     assert dense["flops"]["training"] == dense["flops"]["inference"] == 1
-    assert rigl["realised_sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert rigl["realized_sparsity"] == pytest.approx(0.95, abs=1e-3)
     # Four of RigL's 28 steps, those up to 75 % of the run, take dense gradients.
     sparse = rigl["flops"]["inference"]
     assert rigl["flops"]["training"] == pytest.approx(
@@ -140,7 +149,7 @@ def test_another_configuration_is_refused_before_anything_runs(
 def test_rerun_replaces_what_differs(digits_results, monkeypatch):
     table, ran = toy_digits(learning_rate=0.5), []
     monkeypatch.setattr(
-        reproduce, "run_side_by_side", lambda _, cells: ran.extend(cells) or ()
+        reproduce, "run_digits", lambda _, cells: ran.extend(cells) or ()
     )
     cells = select(table, methods=["rigl"], seeds=["0"])
     reproduce.run_missing(table, cells, digits_results, None, rerun=True)
@@ -201,7 +210,7 @@ def test_a_stopped_run_goes_on_and_its_result_is_whole(image_results):
     total = sum(part["seconds"] for part in result["parts"])
     assert result["wall_seconds"] == pytest.approx(total, abs=0.2)
     assert result["steps"] == 8
-    assert result["realised_sparsity"] == pytest.approx(0.95, abs=1e-3)
+    assert result["realized_sparsity"] == pytest.approx(0.95, abs=1e-3)
     assert [step for step, _ in result["validation"]] == [8]
     assert "data_dir" not in result["config"]
     # The record that FLOPs are added up from: densities from the first step on, after
@@ -212,38 +221,6 @@ def test_a_stopped_run_goes_on_and_its_result_is_whole(image_results):
     assert laid_out == [0, 3, 5, 7, 8]
     flops = result["flops"]
     assert flops["inference"] < 0.5 < flops["training"] < 1
-
-
-def test_seeds_side_by_side_in_halves_where_memory_is_short(tmp_path, monkeypatch):
-    table = toy_images(
-        parallel="jit", device_resident=False, total_steps=4, batch_size=16
-    )
-    cells = [Cell("set", 0.9, seed) for seed in (18, 19, 20)]
-    sizes, train = [], run_images.train_side_by_side
-
-    def short_of_memory(configs, folders):
-        sizes.append(len(configs))
-        if len(configs) == 3:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return train(configs, folders)
-
-    monkeypatch.setattr(run_images, "train_side_by_side", short_of_memory)
-    reproduce.run_missing(table, cells, tmp_path, tmp_path / "work", side_by_side=3)
-    assert sizes == [3, 1, 2]
-    runs = read_table(tmp_path, table).runs
-    assert list(runs) == cells
-    for cell, together in zip(cells, (1, 2, 2)):
-        parts = runs[cell]["parts"]
-        assert [part["runs_in_this_time"] for part in parts] == [3, together]
-        assert runs[cell]["steps"] == 4 and runs[cell]["wall_seconds"] > 0
-        assert runs[cell]["realised_sparsity"] == pytest.approx(0.9, abs=1e-3)
-
-    def another_error(configs, folders):
-        raise jax.errors.JaxRuntimeError("INTERNAL: as any")
-
-    monkeypatch.setattr(run_images, "train_side_by_side", another_error)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="as any"):
-        run_images.run_image_cells(table, cells, tmp_path / "work", None)
 
 
 def test_time_that_is_over_stops_a_run(tmp_path):
@@ -260,7 +237,7 @@ def test_time_that_is_over_stops_a_run(tmp_path):
 def test_granet_comes_first_then_dense_then_the_rest_seed_by_seed():
     cells = select(TABLES["cifar10_vgg19"])
     assert [c.name for c in cells[:2]] == ["granet_0.95_18", "dense_0_18"]
-    assert len(cells) == len(set(cells)) == 3 * (3 * (len(ROWS) - 1) + 1)
+    assert len(cells) == len(set(cells)) == 3 * (3 * 21 + 1)
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
     first = select(TABLES["imagenet_resnet50"])[0]
     assert first == Cell("granet", 0.9, 17)
@@ -279,9 +256,7 @@ def test_some_cells_can_be_chosen():
         (["--table=digits", "--sparsities=0.96"], "sparsities must be one of 0.9, "),
         (["--table=digits", "--seeds=1,-2"], r"seeds must be integers .* got '-2'"),
         (["--table=digits", "--max_hours=0"], "max_hours must be above 0; got 0"),
-        (["--table=digits", "--side_by_side=2"], "side_by_side must not be given"),
-        (["--table=cifar10_vgg19", "--side_by_side=0"], "side_by_side must be at leas"),
-        (["--table=lottery", "--side_by_side=2"], "side_by_side must not be given for"),
+        (["--table=lottery", "--seeds=1"], "seeds must not be given for table lottery"),
     ],
 )
 def test_refused_in_one_sentence(arguments, message, capsys, tmp_path, nothing_runs):
@@ -306,14 +281,30 @@ def test_a_damaged_result_is_refused(capsys, tmp_path, nothing_runs):
 
 
 def test_every_published_number_has_a_source_and_a_mark():
-    assert PUBLISHED.keys() == TABLES.keys()
-    for name, numbers in PUBLISHED.items():
-        for (method, sparsity), number in numbers.items():
-            assert method in ROWS or method in published.OTHER_LABELS
+    numbers = {name: published(name) for name in TABLES}
+    assert {name for name in numbers if numbers[name]} == set(TABLES) - {
+        "digits",
+        "cifar10_vgg19_narrow",
+    }
+    for name, each in numbers.items():
+        for (method, sparsity), number in each.items():
+            assert method in METHODS or label(method) == "STR"
             assert sparsity in (0.0, *TABLES[name].sparsities)
             assert number.source and isinstance(number.verified, bool)
             assert number.verified == ("from memory" not in number.source)
             assert 50 < number.value < 100
+
+
+def test_numbers_of_rigl_stand_beside_both_of_its_forms():
+    """GraNet's repository has RigL-ITOP alone, its paper a row "RigL"."""
+    for name in TABLES:
+        numbers, page = published(name), render(TABLES[name], Found({}, {}))
+        is_granets = name.startswith("cifar") and bool(numbers)
+        assert is_granets == ("Both rows are compared" in page)
+        for (method, sparsity), number in numbers.items():
+            if method == "rigl" and is_granets:
+                other = numbers["rigl_itop", sparsity]
+                assert other == number._replace(note="as RigL")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +320,7 @@ def test_every_published_number_has_a_source_and_a_mark():
     ],
 )
 def test_verified_numbers(table, method, sparsity, value):
-    number = PUBLISHED[table][method, sparsity]
+    number = published(table)[method, sparsity]
     assert number.value == value and number.verified
 
 
@@ -352,7 +343,7 @@ def test_a_page_without_runs_and_with_some():
         return {
             "test_accuracy": accuracy,
             "best": {"test_accuracy": accuracy},
-            "realised_sparsity": 0.9,
+            "realized_sparsity": 0.9,
             "flops": {"inference": 0.1, "training": 0.25},
             "environment": {
                 "device_count": 1,
@@ -389,7 +380,9 @@ def replaced(monkeypatch, name):
     def run(config, workdir):
         runs.append(workdir.name)
         measured = ROOT / "results" / name / f"{workdir.name}.json"
-        (workdir / "results.json").write_text(measured.read_text())
+        content = json.loads(measured.read_text())
+        content["config"] = config.to_dict()  # also where it has changed since
+        (workdir / "results.json").write_text(json.dumps(content))
 
     monkeypatch.setitem(STUDIES, name, STUDIES[name]._replace(run=run))
     return runs
@@ -441,7 +434,26 @@ def test_a_study_that_is_stopped_has_no_result(tmp_path, monkeypatch, capsys):
     assert "Not run." in (tmp_path / "lottery" / "README.md").read_text()
 
 
-def test_a_study_refuses_what_chooses_among_runs(tmp_path, capsys):
-    flags = ["--table=lottery", "--seeds=1", f"--results={tmp_path}"]
-    assert reproduce.main(flags) == 2
-    assert "seeds must not be given for table lottery" in capsys.readouterr().err
+def test_a_comparison_that_has_more_methods_by_now_is_run(tmp_path, monkeypatch):
+    runs = replaced(monkeypatch, "force")
+    command = ["--table=force", f"--results={tmp_path}", f"--workdir={tmp_path}/runs"]
+    assert reproduce.main(command) == reproduce.main(command) == 0
+    assert runs == ["digits"]
+    result = tmp_path / "force" / "digits.json"
+    content = json.loads(result.read_text())
+    content["config"]["methods"].remove("force")
+    result.write_text(json.dumps(content))
+    assert reproduce.main([*command, "--render_only"]) == 0
+    assert runs == ["digits"]
+    assert reproduce.main(command) == 0
+    assert runs == ["digits", "digits"]
+
+
+def test_ctrl_c_ends_with_a_sentence(tmp_path, monkeypatch, capsys):
+    def run(config, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STUDIES, "force", STUDIES["force"]._replace(run=run))
+    flags = [f"--results={tmp_path}", f"--workdir={tmp_path}/w"]
+    assert reproduce.main(["--table=force", *flags]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err

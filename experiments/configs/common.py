@@ -36,7 +36,10 @@ def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def method_fields() -> ConfigDict:
-    """Returns what methods have of their own: each its paper's values, none tuned."""
+    """Returns what methods have of their own: each its paper's values, none tuned here.
+
+    But for the interval between updates, which is one for all unless it is set.
+    """
     fields = ConfigDict()
     # The distribution of sparsity over layers where masks are random, and of Top-KAST:
     # "erk", "er" or "uniform". One for all, so that no method is favored; SET's paper
@@ -55,6 +58,10 @@ def method_fields() -> ConfigDict:
             "srigl": 0.3,
             "granet": 0.5,
         }
+    )
+    # Steps between topology updates; None for `update_interval_steps`.
+    fields.update_intervals = ConfigDict(
+        {name: placeholder(int) for name in (*fields.prune_rate, "top_kast", "gmp")}
     )
     # Where sparse-to-sparse GraNet starts.
     fields.granet_st_initial_sparsity = 0.5
@@ -123,6 +130,8 @@ def base_config() -> ConfigDict:
     config.round_fraction = 0.2  # that a round of pruning after training takes away
     config.rewind_epochs = 1  # after which "lottery" goes back to the weights
     config.fine_tune_share = 0.25  # of a run, at its end: what fine-tuning is
+    config.grasp_images_per_class = 10  # as in GraSP's code
+    config.drive_dense_epochs = 5  # chosen here: the paper's number was not found
     # Run.
     config.seed = 18
     config.parallel = "pmap"  # "pmap" or "jit"

@@ -33,7 +33,7 @@ highest validation accuracy (mean of ten seeds, 80 epochs), and serve all method
     weight decay 5e-4      98.50   98.61   98.50   98.58   98.08
     weight decay 2e-3      98.69   98.69   98.80   53.04   98.30
 
-The network got its normalisation after static and RigL runs without it stayed at chance
+The network got its normalization after static and RigL runs without it stayed at chance
 on the validation part at 98 %. Epochs fit the time; all else was set beforehand.
 """
 
@@ -43,14 +43,10 @@ from experiments.configs.common import method_fields
 
 
 def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the fields, each explained where it is set."""
     config = ConfigDict()
 
-    # What is compared: keys of `experiments.digits.LABELS`, final sparsities of
+    # What is compared: keys of `experiments.methods.METHODS`, final sparsities of
     # all but dense, and the seeds that each pair of the two is repeated with. A seed
     # decides first weights, first masks, order of examples and random growth.
     config.methods = ("dense", "static", "set", "rigl", "gmp", "granet", "granet_st")
@@ -59,7 +55,7 @@ def get_config() -> ConfigDict:
     config.compared_with = ()
     config.seeds = (0, 1, 2, 3, 4)
 
-    # The network: a key of `experiments.comparison.networks.NETWORKS`.
+    # The network: a key of `experiments.digits.NETWORKS`.
     config.model = "digits_cnn"
     config.model_options = ConfigDict(convert_dict=True)
 
@@ -77,7 +73,8 @@ def get_config() -> ConfigDict:
     config.momentum = 0.9
     config.weight_decay = 2e-3
 
-    # Steps between topology updates, for every method that has them: two epochs.
+    # Steps between topology updates, for every method that has them: two epochs; those
+    # that `update_intervals` names have their own.
     config.update_interval_steps = 28
     # The part of the run after which GMP and GraNet are at their final sparsity. RigL
     # stops exchanging at 75 % of the run, SET and GraNet go on, as in their papers.
@@ -85,6 +82,10 @@ def get_config() -> ConfigDict:
     # Rounds of the methods that prune before training, but for SNIP and GraSP, which
     # prune once. A round of all but SynFlow is a pass over the training examples.
     config.initialization_rounds = 20
+    # Images of each class that GraSP looks at, as in its authors' code, and epochs of
+    # DRIVE's dense phase, chosen here: the paper's number was not found.
+    config.grasp_images_per_class = 10
+    config.drive_dense_epochs = 5
     # Rounds of pruning after training drop about this part of the active weights, each
     # before another run; fine-tuning starts from so much of the learning rate.
     config.round_fraction = 0.2

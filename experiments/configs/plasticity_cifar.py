@@ -22,17 +22,7 @@ from sparsejax.checks import check_choice
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Gives the configuration.
-
-    Args:
-        argument: "network=...,classes=...", what stands after the file's colon.
-
-    Returns:
-        The configuration; `experiments/configs/plasticity_digits.py` explains it.
-
-    Raises:
-        ValueError: If the argument is none of these, or has another value.
-    """
+    """Returns the configuration; `plasticity_digits.py` explains the fields."""
     values = parse(argument, network="resnet20", classes=10)
     check_choice("network", values["network"], ("resnet20", "vgg19"))
     if values["classes"] not in (10, 100):
@@ -51,6 +41,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.prune_at_epochs = (20, 60, 100, 140)
     config.continue_epochs = 30
     # Side by side, their convolutions would be grouped ones.
-    config.replicas_at_once = 1
+    config.seeds_at_once = 1
     config.eval_batch_size = 1000
     return config

@@ -3,6 +3,9 @@
     python -m experiments.plasticity --config=experiments/configs/plasticity_digits.py \
         --workdir=DIR
 
+After a colon behind the file, `sparse`: from networks trained sparse, as in the paper's
+supplement, under the schedule alone, to the end of training. That was not run.
+
 The question of GraNet's paper (Liu et al., arXiv 2106.10404): how well does a network
 recover when it is pruned during training, at which learning rate, and what does
 regenerating connections add? `docs/plasticity.md` says what is measured. No paper has
@@ -36,14 +39,10 @@ from ml_collections.config_dict import placeholder
 
 
 def training_config() -> ConfigDict:
-    """Gives the part that says how networks are trained, for any study of the digits.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+    """Returns the part that says how networks are trained, for any study of these."""
     config = ConfigDict()
 
-    # Data; see experiments.input.datasets. Accuracies are those of the test split, and
+    # Data; see experiments.data. Accuracies are those of the test split, and
     # nothing is chosen by them. Held out examples are not used.
     config.dataset = "digits"
     config.data_dir = placeholder(str)
@@ -53,7 +52,7 @@ def training_config() -> ConfigDict:
     config.pad = 4
     config.pad_mode = "reflect"
 
-    # Network: "digits_cnn" or a name of experiments.models.
+    # Network: "digits_cnn", "digits_mlp" or a name of experiments.models.
     config.model = "digits_cnn"
     config.model_options = ConfigDict(convert_dict=True)
     config.dtype = "float32"
@@ -73,23 +72,26 @@ def training_config() -> ConfigDict:
     config.decay_batch_norm = True
     config.label_smoothing = 0.0
 
-    # How it is run: images evaluated at once.
+    # How it is run: images evaluated at once, and seeds trained side by side.
     config.eval_batch_size = 512
+    config.seeds_at_once = 5
     return config
 
 
-def get_config() -> ConfigDict:
-    """Gives the configuration.
-
-    Returns:
-        The fields, each explained where it is set.
-    """
+def get_config(start: str | None = None) -> ConfigDict:
+    """Returns the configuration, each field explained where it is set."""
+    if start not in (None, "sparse"):
+        raise ValueError(f"after the colon must be nothing or sparse; got {start!r}.")
     config = training_config()
 
+    # Networks are dense from the start at 0, else under ERK masks of that sparsity.
+    config.initial_sparsities = (0.0,)
     # Each is pruned after these epochs, in every combination of what follows, and
     # trained on for so many epochs, under the schedule and at fixed learning rates.
     config.prune_at_epochs = (2, 14, 22, 30)
     config.continue_epochs = 3
+    # Whether it is also trained on to the end of the run, for the gap that is left.
+    config.continue_to_end = False
     config.fixed_learning_rates = (0.1, 0.01, 0.001)
     config.rates = (0.2, 0.5, 0.9, 0.98)
     config.scopes = ("layer", "global")
@@ -99,6 +101,11 @@ def get_config() -> ConfigDict:
     # run, and is what it is at the epoch of pruning.
     config.exchange_rate = 0.5
 
-    # How it is run: networks trained side by side.
-    config.replicas_at_once = 35
+    if start == "sparse":
+        config.initial_sparsities = (0.0, 0.1, 0.5, 0.7, 0.8)
+        config.continue_to_end = True
+        config.fixed_learning_rates = ()
+        config.rates = (0.5, 0.9, 0.98)
+        config.scopes = ("layer",)
+        config.units = ("weight",)
     return config

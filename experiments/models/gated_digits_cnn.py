@@ -50,25 +50,15 @@ class UnitGates(nn.Module):
     """Opens or shuts the units of a layer by what the layer reads.
 
     Channels are averaged over positions, a single one is read whole; then come a
-    normalisation without weights and one dense layer. That is our choice: the paper's
+    normalization without weights and one dense layer. That is our choice: the paper's
     module was not found.
-
-    Attributes:
-        units: Units of the layer.
     """
 
     units: int
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Gives the gates.
-
-        Args:
-            inputs: float32[batch, ..., channels].
-
-        Returns:
-            1 or 0, float32[batch, units], with the gradient of `sparsejax.binary_gate`.
-        """
+        """Returns gates of 1 or 0, [batch, units]; see `sparsejax.binary_gate`."""
         if inputs.shape[-1] > 1:
             features = jnp.mean(inputs, axis=tuple(range(1, inputs.ndim - 1)))
         else:
@@ -81,17 +71,7 @@ class GatedDigitsCNN(DigitsCNN):
     """`DigitsCNN` with units that each input turns on and off."""
 
     def gates(self, layer: str, inputs: jax.Array, units: int) -> jax.Array:
-        """Says which units of a layer are on.
-
-        Args:
-            layer: Its name.
-            inputs: What it reads, [batch, ..., features].
-            units: How many it has.
-
-        Returns:
-            1 or 0: [units] from the collection "units", if that is given; otherwise
-            [batch, units], by the inputs.
-        """
+        """Returns the gates: those of the collection "units", or by the inputs."""
         if self.has_variable("units", layer):
             fixed: jax.Array = self.get_variable("units", layer)
             return fixed.astype(inputs.dtype)
@@ -102,32 +82,16 @@ class GatedDigitsCNN(DigitsCNN):
 
 
 def without_gates(params: PyTree) -> PyTree:
-    """Takes the gates' own weights out.
-
-    Args:
-        params: The "params" of a `GatedDigitsCNN`.
-
-    Returns:
-        Those of a `DigitsCNN`.
-    """
+    """Returns the "params" of a `GatedDigitsCNN` without the gates' own."""
     return {name: params[name] for name in params if not name.startswith("gate_")}
 
 
 def static_network(
     params: PyTree, units: Mapping[str, jax.Array]
 ) -> tuple[DigitsCNN, PyTree]:
-    """Removes gates, and the units that are off.
+    """Returns a smaller network and its "params", without gates and units that are off.
 
-    Args:
-        params: The "params" of a `GatedDigitsCNN`.
-        units: bool[units] a layer, as `sparsejax.consensus` gives them.
-
-    Returns:
-        (a smaller network, its "params"). It gives the logits that the large one gives
-        with these units.
-
-    Raises:
-        ValueError: If a layer has no unit on.
+    It gives the logits that the large one gives with these units, bool[units] a layer.
     """
     kept = without_gates(params)
     small = sj.remove_units(kept, units, AXES)

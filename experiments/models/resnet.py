@@ -46,23 +46,16 @@ class Block(nn.Module):
     pre_activated: ClassVar[bool] = False
 
     def _activate(self, x: jax.Array, name: str) -> jax.Array:
-        """Gives relu(batch_norm(x))."""
+        """Returns relu(batch_norm(x))."""
         return nn.relu(self.layers.batch_norm(name)(x))
 
     def _branch(self, x: jax.Array) -> jax.Array:
-        """Gives F(x)."""
+        """Returns F(x)."""
         raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Gives the block's output.
-
-        Args:
-            x: [batch, height, width, features].
-
-        Returns:
-            [batch, height / stride, width / stride, width * expansion].
-        """
+        """Returns [batch, height / stride, width / stride, width * expansion]."""
         features = self.width * self.expansion
         is_projected = self.stride != 1 or x.shape[-1] != features
         shortcut = x
@@ -81,7 +74,7 @@ class BasicBlock(Block):
     """Two 3 x 3 convolutions, of ResNet-34 and smaller."""
 
     def _branch(self, x: jax.Array) -> jax.Array:
-        """Gives F(x)."""
+        """Returns F(x)."""
         x = self.layers.conv(self.width, 3, "conv1", self.stride)(x)
         x = self._activate(x, "bn1")
         x = self.layers.conv(self.width, 3, "conv2")(x)
@@ -98,7 +91,7 @@ class Bottleneck(Block):
     expansion: ClassVar[int] = 4
 
     def _branch(self, x: jax.Array) -> jax.Array:
-        """Gives F(x)."""
+        """Returns F(x)."""
         x = self.layers.conv(self.width, 1, "conv1")(x)
         x = self._activate(x, "bn1")
         x = self.layers.conv(self.width, 3, "conv2", self.stride)(x)
@@ -113,7 +106,7 @@ class PreActivatedBlock(Block):
     pre_activated: ClassVar[bool] = True
 
     def _branch(self, x: jax.Array) -> jax.Array:
-        """Gives F(x), whose first batch norm the shortcut shares."""
+        """Returns F(x), whose first batch norm the shortcut shares."""
         x = self.layers.conv(self.width, 3, "conv1", self.stride)(x)
         x = self._activate(x, "bn2")
         x = nn.Dropout(self.dropout_rate, deterministic=not self.layers.train)(x)
@@ -142,6 +135,8 @@ class ResNet(nn.Module):
         dtype: What is computed in. Parameters, statistics and logits are float32.
         axis_name: The mapped axis over which batch statistics are averaged; None for
             statistics of each replica's own.
+        conv_form: "plain", "matmul", or "auto" for convolutions by matrix products
+            where these are faster, on CPUs alone.
     """
 
     num_classes: int
@@ -158,19 +153,14 @@ class ResNet(nn.Module):
     dropout_rate: float = 0.0
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    conv_form: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Gives the logits.
-
-        Args:
-            images: [batch, height, width, channels].
-            train: Whether to use statistics of the batch, and to update "batch_stats".
-
-        Returns:
-            float32[batch, num_classes].
-        """
-        layers = Layers(train, self.conv_init, self.dtype, self.axis_name)
+        """Returns float32 logits; training uses and updates "batch_stats"."""
+        layers = Layers(
+            train, self.conv_init, self.dtype, self.axis_name, self.conv_form
+        )
         pre_activated = self.block.pre_activated
         size, stride = (7, 2) if self.imagenet_stem else (3, 1)
         x = layers.conv(self.stem_width, size, "stem", stride)(images)
@@ -221,22 +211,8 @@ def resnet(
 ) -> ResNet:
     """Makes a ResNet of four stages, as in GraNet's experiments.
 
-    Args:
-        num_classes: Number of logits.
-        depth: 18, 34, 50, 101 or 152.
-        form: "imagenet", or "cifar": a 3 x 3 first convolution without pooling,
-            PyTorch's initialization and a classifier without bias.
-        **options: Other attributes of `ResNet`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If there is no such depth or form.
-
-    Example:
-        >>> resnet(100, depth=50, form="cifar", dtype=jnp.bfloat16).stage_sizes
-        (3, 4, 6, 3)
+    "cifar" has a 3 x 3 first convolution without pooling, PyTorch's initialization and
+    a classifier without bias.
     """
     if depth not in _STAGES:
         raise ValueError(f"depth must be one of {list(_STAGES)}; got {depth!r}.")
@@ -249,21 +225,10 @@ def resnet(
 
 
 def thin_resnet(num_classes: int, depth: int = 20, **options: Any) -> ResNet:
-    """Makes the ResNet of He et al. for CIFAR: three stages of 16, 32 and 64 channels.
+    """Makes the ResNet of He et al. for CIFAR, of 6n + 2 layers in three stages.
 
     Where the shape changes, the shortcut is a 1 x 1 convolution with batch norm; in the
     paper it has no parameters.
-
-    Args:
-        num_classes: Number of logits.
-        depth: 6n + 2 for n blocks a stage, such as 20, 32, 56 or 110.
-        **options: Other attributes of `ResNet`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If the depth is not of that form.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
@@ -275,22 +240,10 @@ def thin_resnet(num_classes: int, depth: int = 20, **options: Any) -> ResNet:
 def wide_resnet(
     num_classes: int, depth: int = 22, widen: int = 2, **options: Any
 ) -> ResNet:
-    """Makes a wide residual network; WRN-22-2 is RigL's network for CIFAR-10.
+    """Makes a wide residual network of 6n + 4 layers; WRN-22-2 is RigL's for CIFAR-10.
 
     RigL's code differs from Zagoruyko and Komodakis, who are followed here: it pads on
     one side at stride 2, draws kernels by Glorot and Bengio, and drops out at 0.3.
-
-    Args:
-        num_classes: Number of logits.
-        depth: 6n + 4 for n blocks a stage, such as 16, 22 or 28.
-        widen: k; the three stages have 16k, 32k and 64k channels.
-        **options: Other attributes of `ResNet`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If the depth is not of that form, or `zero_init` is asked for.
     """
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:

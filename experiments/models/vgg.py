@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from experiments.models.layers import Layers, average_pool
+from experiments.models.layers import Layers, average_pool, max_pool
 
 
 class VGG(nn.Module):
@@ -28,6 +28,8 @@ class VGG(nn.Module):
         dtype: What is computed in. Parameters, statistics and logits are float32.
         axis_name: The mapped axis over which batch statistics are averaged; None for
             statistics of each replica's own.
+        conv_form: "plain", "matmul", or "auto" for convolutions by matrix products
+            where these are faster, on CPUs alone.
     """
 
     num_classes: int
@@ -36,23 +38,18 @@ class VGG(nn.Module):
     conv_init: str = "fan_out"
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    conv_form: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Gives the logits.
-
-        Args:
-            images: [batch, height, width, channels].
-            train: Whether to use statistics of the batch, and to update "batch_stats".
-
-        Returns:
-            float32[batch, num_classes].
-        """
-        layers = Layers(train, self.conv_init, self.dtype, self.axis_name)
+        """Returns float32 logits; training uses and updates "batch_stats"."""
+        layers = Layers(
+            train, self.conv_init, self.dtype, self.axis_name, self.conv_form
+        )
         x, number = images, 0
         for stage, (width, convs) in enumerate(zip(self.widths, self.stage_sizes)):
             if stage > 0:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, self.conv_form)
             for _ in range(convs):
                 x = layers.conv(width, 3, f"conv_{number}" if number else "stem")(x)
                 x = nn.relu(layers.batch_norm(f"bn_{number}")(x))
@@ -72,19 +69,7 @@ _STAGES = {
 
 
 def vgg(num_classes: int, depth: int = 19, **options: Any) -> VGG:
-    """Makes a VGG of known depth, as in GraNet's experiments.
-
-    Args:
-        num_classes: Number of logits.
-        depth: 11, 13, 16 or 19; convolutions and three classifier layers in the paper.
-        **options: Other attributes of `VGG`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If there is no such depth.
-    """
+    """Makes a VGG of 11, 13, 16 or 19 layers (three of classifiers in the paper)."""
     if depth not in _STAGES:
         raise ValueError(f"depth must be one of {list(_STAGES)}; got {depth!r}.")
     return VGG(num_classes, _STAGES[depth], **options)

@@ -23,21 +23,10 @@ _KERNEL_INIT = nn.initializers.normal(0.02)
 
 
 def sine_positions(height: int, width: int, features: int) -> np.ndarray:
-    """Encodes each place (i, j) of a grid by sines and cosines.
+    """Encodes each place (i, j) of a grid by sines and cosines, row by row.
 
     With frequencies f_k = 10000^(-k / (K - 1)) for k = 0..K-1 and K = features / 4, a
     place is [sin(j f), cos(j f), sin(i f), cos(i f)].
-
-    Args:
-        height: Rows of the grid.
-        width: Columns of the grid.
-        features: Size of the encoding, a multiple of 4 and at least 8.
-
-    Returns:
-        float32[height * width, features], row by row.
-
-    Raises:
-        ValueError: If `features` cannot be split so.
     """
     if features % 4 or features < 8:
         raise ValueError(
@@ -50,26 +39,14 @@ def sine_positions(height: int, width: int, features: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Self-attention whose projections are plain matrices.
-
-    Attributes:
-        heads: Number of heads.
-        dtype: What is computed in.
-    """
+    """Self-attention whose projections are plain matrices."""
 
     heads: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Gives what each token gathers from all.
-
-        Args:
-            x: [batch, tokens, width].
-
-        Returns:
-            [batch, tokens, width].
-        """
+        """Returns what each token gathers from all, [batch, tokens, width]."""
         dense = partial(
             nn.Dense, x.shape[-1], dtype=self.dtype, kernel_init=_KERNEL_INIT
         )
@@ -84,13 +61,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a two-layer perceptron, each on normed input and added to it.
-
-    Attributes:
-        heads: Number of heads.
-        mlp_width: Hidden units of the perceptron.
-        dtype: What is computed in.
-    """
+    """Attention and a two-layer perceptron, each on normed input and added to it."""
 
     heads: int
     mlp_width: int
@@ -98,14 +69,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Gives the block's output.
-
-        Args:
-            x: [batch, tokens, width].
-
-        Returns:
-            [batch, tokens, width].
-        """
+        """Returns [batch, tokens, width]."""
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_KERNEL_INIT)
         y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         x = x + Attention(self.heads, self.dtype, name="attention")(y)
@@ -126,6 +90,7 @@ class ViT(nn.Module):
         patch: Height and width of a patch.
         dtype: What is computed in. Parameters and logits are float32.
         axis_name: Unused: there are no batch statistics. Every model takes it.
+        conv_form: Unused; every model takes it.
     """
 
     num_classes: int
@@ -136,21 +101,11 @@ class ViT(nn.Module):
     patch: int = 16
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    conv_form: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Gives the logits.
-
-        Args:
-            images: [batch, height, width, channels], of sides that patches divide.
-            train: Unused: training and evaluation are the same. Every model takes it.
-
-        Returns:
-            float32[batch, num_classes].
-
-        Raises:
-            ValueError: If patches do not divide the images, or heads the width.
-        """
+        """Returns float32 logits; training and evaluation are the same."""
         del train
         if any(side % self.patch for side in images.shape[1:3]):
             raise ValueError(
@@ -195,19 +150,7 @@ _SIZES: dict[str, dict[str, int]] = {
 
 
 def vit(num_classes: int, size: str = "s", **options: Any) -> ViT:
-    """Makes a vision transformer of known size, with 12 blocks and 16 x 16 patches.
-
-    Args:
-        num_classes: Number of logits.
-        size: "ti", "s" or "b": tiny, small or base.
-        **options: Other attributes of `ViT`, such as `patch=4` for small images.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If there is no such size.
-    """
+    """Makes a ViT-Ti, -S or -B of 12 blocks and 16 x 16 patches; see `ViT`."""
     check_choice("size", size, _SIZES)
     sized: dict[str, Any] = {**_SIZES[size], **options}
     return ViT(num_classes, **sized)

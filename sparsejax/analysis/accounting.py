@@ -9,6 +9,9 @@ all weights and f_G for the weights G whose gradients are taken, a step costs
     dense                            S and G all weights              3 f_D
     static, SET, DSR, MEST, GMP      G = S                            3 f_S
     RigL, ITOP, SRigL, GraNet        G all at update steps, else S    2 f_S + f_D, 3 f_S
+      growth by mean_gradient(n)     G all at the n steps up to one, else S
+      growth by momentum             G all, at every step             2 f_S + f_D
+      growth at random               G = S                            3 f_S
     SNFS                             G all, at every step             2 f_S + f_D
     Top-KAST                         G = B, larger than S             2 f_S + f_B
     AC/DC                            G = S, all in dense phases       3 f_S
@@ -31,9 +34,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsejax.analysis.flops import ForwardFlops, inference_flops, plain
+from sparsejax.chain import ScoreLike, as_score
 from sparsejax.checks import check_choice, check_step
 from sparsejax.distributions import Distribution, Shape, layer_counts
 from sparsejax.schedules import Schedule
+from sparsejax.scores import gradient
 
 Densities = Mapping[str, float | Fraction]
 # (f_S, f_D, whether it is an update step) -> FLOPs of one training step
@@ -70,6 +75,8 @@ ACCOUNTINGS: dict[str, Accounting] = {
     "srigl": _dense_gradient_at_updates,
     "static": _sparse,
 }
+# Those with a choice of what grows.
+_GROW = ("rigl", "itop", "granet")
 
 
 def top_kast_accounting(backward: float) -> Accounting:
@@ -136,6 +143,7 @@ def training_flops(
     method: str | Accounting = "static",
     is_update_step: Schedule | None = None,
     batch_size: int = 1,
+    grow: ScoreLike = gradient,
 ) -> TrainingFlops:
     """Adds up the FLOPs of a run, each step by its densities and its method's rule.
 
@@ -146,19 +154,23 @@ def training_flops(
             step is 0. New masks first run at the step after the update step that made
             them. `{}` is dense, as in AC/DC's dense phases.
         total_steps: Steps of the run; what `history` says of later ones is not used.
-        method: "dense", "static", "set", "dsr", "mest", "gmp", "acdc", "rigl",
-            "granet", "snfs", or a function (f_S, f_D, is_update) -> FLOPs of a step,
-            such as `top_kast_accounting` makes.
+        method: "dense", "static", "set", "dsr", "mest", "gmp", "acdc", "rigl", "itop",
+            "srigl", "granet", "snfs", or a function (f_S, f_D, is_update) -> FLOPs of a
+            step, such as `top_kast_accounting` makes.
         is_update_step: A function of an array of steps, such as `sparsejax.every`
-            makes; needed for "rigl" and "granet".
+            makes; needed for "rigl", "itop", "srigl" and "granet", unless `grow` reads
+            no gradients or those of all steps.
         batch_size: Examples a step, where `flops` are those of one.
+        grow: What "rigl", "itop" or "granet" was told to grow by, of
+            `sparsejax.scores`; it says which steps take dense gradients.
 
     Returns:
         The FLOPs of the run and of dense training, exact where densities are.
 
     Raises:
         ValueError: If an argument is out of range, `history` does not start at 0 or is
-            out of order, or the method is unknown or lacks its update steps.
+            out of order, or the method is unknown, lacks its update steps, or has
+            growth of its own.
 
     Example:
         >>> import sparsejax as sj
@@ -170,14 +182,8 @@ def training_flops(
     """
     check_step("total_steps", total_steps, 1)
     check_step("batch_size", batch_size, 1)
-    if not callable(method):
-        check_choice("method", method, ACCOUNTINGS)
-        name, method = method, ACCOUNTINGS[method]
-        if method is _dense_gradient_at_updates and is_update_step is None:
-            raise ValueError(
-                f'is_update_step must be given with method="{name}", whose update '
-                "steps take dense gradients; got None."
-            )
+    accounting = _accounting(method, grow, is_update_step)
+    window = as_score("grow", grow).dense_gradients or 1
     starts = [step for step, _ in history]
     for step in starts:
         check_step("the steps of history", step, 0)
@@ -191,12 +197,40 @@ def training_flops(
         steps = np.arange(start, min(stop, total_steps))
         updates = 0
         if is_update_step is not None:
-            updates = int(np.count_nonzero(is_update_step(steps)))
+            ahead = [is_update_step(steps + n) for n in range(window)]
+            updates = int(np.count_nonzero(np.any(ahead, axis=0)))
         sparse = inference_flops(flops, densities)
         for is_update, count in ((True, updates), (False, len(steps) - updates)):
-            spent += count * Fraction(method(sparse, flops.total, is_update))
+            spent += count * Fraction(accounting(sparse, flops.total, is_update))
     dense = 3 * flops.total * total_steps * batch_size
     return TrainingFlops(plain(spent * batch_size), dense)
+
+
+def _accounting(
+    method: str | Accounting, grow: ScoreLike, is_update_step: Schedule | None
+) -> Accounting:
+    """Returns the rule of a method that grows by a score."""
+    if not callable(method):
+        check_choice("method", method, ACCOUNTINGS)
+    accounting = method if callable(method) else ACCOUNTINGS[method]
+    dense_gradients = as_score("grow", grow).dense_gradients
+    if grow is not gradient and method not in _GROW:
+        raise ValueError(
+            f"grow must be left out with method={method!r}, which has growth of its "
+            f"own; it is for {', '.join(map(repr, _GROW))}."
+        )
+    if accounting is not _dense_gradient_at_updates:
+        return accounting
+    if dense_gradients == 0:
+        return _sparse
+    if dense_gradients is None:
+        return _dense_gradient
+    if is_update_step is None:
+        raise ValueError(
+            f"is_update_step must be given with method={method!r}, whose update "
+            "steps take dense gradients; got None."
+        )
+    return accounting
 
 
 def density_history(

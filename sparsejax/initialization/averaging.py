@@ -100,6 +100,23 @@ def as_static(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def in_rounds(
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+) -> Callable[[int], Iterable[Batch]]:
+    """Returns the batches of each round as a function of the round.
+
+    Args:
+        batches: Such a function, or batches that are held for all rounds.
+
+    Returns:
+        The function.
+    """
+    if callable(batches) and not isinstance(batches, Iterable):
+        return batches
+    held = list(batches)
+    return lambda number: held
+
+
 @functools.partial(jax.jit, static_argnames=("f", "loss_fn"))
 def _of_batch(
     f: Callable[..., tuple[jax.Array, PyTree]], loss_fn: LossFn, args: Any, batch: Batch

@@ -14,7 +14,7 @@ import numpy as np
 from sparsejax.checks import check_sparsity, is_traced
 from sparsejax.counts import keep_count
 from sparsejax.initialization.collapse import warn_of_empty_layers
-from sparsejax.masks import dense_masks
+from sparsejax.masks import count_active, dense_masks, own_sparsity
 from sparsejax.parameters import (
     Prunable,
     join_layers,
@@ -63,12 +63,14 @@ def keep_budget(
     """Counts the weights that are active after each round of pruning.
 
     The density after round t of T is d^(t/T) ("exponential") or 1 - (1 - d) t/T
-    ("linear"), where d is the last one, of all layers or of one with its own sparsity.
+    ("linear"), where d is the last one: of each layer with its own sparsity, and of
+    the others together. The overall density follows.
 
     Args:
         params: Parameters; only their shapes matter.
         rules: What `sparsejax.layer_rules` gave.
-        sparsity: The sparsity after the last round, in [0, 1).
+        sparsity: The sparsity after the last round, in [0, 1); None where the rules fix
+            the sparsity of every layer.
         rounds: T, at least 1.
         decay: "exponential" or "linear".
 
@@ -79,24 +81,39 @@ def keep_budget(
         ValueError: If the sparsity is out of range, or the layers of fixed sparsity put
             it out of reach.
     """
-    check_sparsity("sparsity", sparsity)
     shapes = jax.eval_shape(lambda p: split_layers(p, rules), params)
     by_layer = split_rules(rules, params)
     sizes = mask_leaves(map_masked(lambda rule, leaf: leaf.size, by_layer, shapes))
-    own = {
-        path: keep_count(_sparsities(rule.sparsity, rounds, decay), sizes[path])
+    fixed = {
+        path: rule.sparsity
         for path, rule in mask_leaves(by_layer).items()
         if rule.sparsity is not None
     }
-    overall = keep_count(_sparsities(sparsity, rounds, decay), sum(sizes.values()))
-    shared = overall - sum(own.values())
+    own = {
+        path: keep_count(_sparsities(value, rounds, decay), sizes[path])
+        for path, value in fixed.items()
+    }
+    if sparsity is None:
+        every = {path: (size,) for path, size in sizes.items()}
+        sparsity = own_sparsity(every, fixed)
+    check_sparsity("sparsity", sparsity)
+    total = sum(sizes.values())
     capacity = sum(size for path, size in sizes.items() if path not in own)
-    if not is_traced(shared) and not np.all((shared >= 0) & (shared <= capacity)):
+    last = keep_count(sparsity, total) - sum(counts[-1] for counts in own.values())
+    if not capacity and not is_traced(last) and abs(last) <= len(own):
+        last = np.int64(0)  # each layer is rounded by itself
+    if not is_traced(last) and not 0 <= last <= capacity:
         raise ValueError(
             f"sparsity={sparsity} cannot be reached: the layers of fixed sparsity "
-            f"leave {shared[-1]} active weights to the others, which have {capacity}."
+            f"leave {last} active weights to the others, which have {capacity}."
         )
-    return Budget(shared, own)
+    numpy: Any = jnp if is_traced(last) else np
+    zeros = sparsity * total - sum(fixed[path] * sizes[path] for path in fixed)
+    rest = zeros / max(capacity, 1) if fixed else sparsity
+    # To half a weight at most: the exponential path to none would be there at once.
+    rest = numpy.clip(rest, 0, 1 - 0.5 / max(capacity, 1))
+    counts = keep_count(_sparsities(rest, rounds, decay), capacity)
+    return Budget(numpy.append(counts[:-1], last), own)
 
 
 def keep_best(
@@ -124,6 +141,33 @@ def keep_best(
         keep = jax.tree.unflatten(jax.tree.structure(alone), counts)
         alone = prune_by_score(score, alone, keep=keep, scope="layer")
     return join_layers(merge(together, alone), rules)
+
+
+def is_ranked(
+    score: PyTree, masks: PyTree, rules: PyTree, budget: Budget, round_index: int
+) -> jax.Array:
+    """Whether as many scores are above 0 as weights are to be kept.
+
+    Args:
+        score: A tree like `masks` of float scores.
+        masks: The weights to choose among.
+        rules: What `sparsejax.layer_rules` gave.
+        budget: The numbers to keep.
+        round_index: Which round's.
+
+    Returns:
+        A bool scalar: False if equal scores of 0 would have to be told apart, in the
+        layers that are ranked together or in one that is ranked by itself.
+    """
+    positive = map_masked(lambda mask, s: mask & (s > 0), masks, score)
+    together = mask_leaves(split_layers(positive, rules))
+    enough = [
+        count_active(together.pop(path)) >= counts[round_index]
+        for path, counts in budget.own.items()
+    ]
+    if together:
+        enough.append(count_active(together) >= budget.shared[round_index])
+    return jnp.all(jnp.stack(enough))
 
 
 def one_shot(

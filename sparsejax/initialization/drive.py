@@ -10,11 +10,12 @@ The exact formula was not found. **Our reading**: convergence sensitivity is |dL
 large where a weight has not converged; each quantity is divided by its mean over the
 active weights of all layers, which makes their scales comparable, and the three are
 added. The density after round t of T is d^(t/T); pruned weights do not come back. The
-dense phase is one step of plain gradient descent for each batch.
+dense phase, epochs long in the paper, is one step of plain gradient descent for each of
+its batches.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from sparsejax.initialization.averaging import (
     Batch,
     LossFn,
     as_static,
+    in_rounds,
     mean_gradients,
 )
 from sparsejax.initialization.budget import keep_best, keep_budget
@@ -84,24 +86,27 @@ def _descend(
 def drive(
     loss_fn: LossFn,
     params: PyTree,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     key: jax.Array | None,
     sparsity: Any,
     *,
+    dense_batches: Iterable[Batch] | None = None,
     learning_rate: float = 0.1,
     rounds: int = 10,
     prunable: Prunable = None,
 ) -> PyTree:
-    """Trains densely for a pass over the batches, then prunes in rounds.
-
-    1 + `rounds` passes over the batches, which are kept in memory.
+    """Trains densely for a pass over the dense batches, then prunes in rounds.
 
     Args:
         loss_fn: A pure function (params, batch) -> scalar, the mean loss of the batch.
         params: The initial weights, to which the masks are then applied.
-        batches: Batches: pytrees of arrays.
+        batches: Batches that are held and serve all rounds, or a function of the
+            round, from 0 up, to that round's batches.
         key: Unused by DRIVE; every method of the family takes it.
         sparsity: The overall sparsity in [0, 1).
+        dense_batches: The batches of the dense phase, gone through once: give some
+            epochs of them, one after the other. None for those of round 0, which is
+            short.
         learning_rate: Of the dense phase; 0 scores the initial weights.
         rounds: T, rounds of pruning, at least 1.
         prunable: Which leaves are pruned; see `sparsejax.layer_rules`.
@@ -123,20 +128,23 @@ def drive(
     )
     rules = layer_rules(params, prunable)
     budget = keep_budget(params, rules, sparsity, rounds)
-    batches = list(batches)
+    batches_of = in_rounds(batches)
     loss_fn = as_static(loss_fn)
     trained = params
-    for index, batch in enumerate(batches):
+    phase, name = dense_batches, "dense_batches"
+    if phase is None:
+        phase, name = batches_of(0), "batches"
+    for index, batch in enumerate(phase):
         trained, sound = _descend(loss_fn, trained, batch, learning_rate)
         if not is_traced(sound) and not sound:
             raise ValueError(
-                f"batches: batch {index} gives gradients that are not finite (NaN or "
+                f"{name}: batch {index} gives gradients that are not finite (NaN or "
                 "infinity) in the dense phase; check it, or lower learning_rate."
             )
     masks = dense_masks(params, prunable)
     for number in range(rounds):
         pruned = apply_masks(trained, masks)
-        grads = mean_gradients(loss_fn, pruned, batches, masks)
+        grads = mean_gradients(loss_fn, pruned, batches_of(number), masks)
         masks = keep_best(
             drive_scores(pruned, grads, masks), masks, rules, budget, number
         )

@@ -4,20 +4,32 @@ De Jorge et al., "Progressive Skeletonization", arXiv 2006.09081. In each of T r
 the gradient g is taken of the pruned network, at w * mask, weights that are out
 included, and the weights of largest |w g| of all layers are kept, w the initial ones.
 
-A round that empties a layer which nothing goes around leaves no gradient: all scores
-are 0 from then on, and position decides which weights stay. The warning of empty layers
-is the only sign of it.
+A network that has lost a layer which nothing goes around has no gradient: all scores
+are 0 and rank nothing. So a round with fewer scores above 0 than weights to keep prunes
+nothing. As in the authors' code (read in its source, where `score >= threshold` keeps
+everything then), FORCE goes on from the dense network, Iterative SNIP from the network
+as it was before the round.
+
+What differs from it: if the last round is such a one, the scores of the dense network
+choose, which are SNIP's (there, nothing is pruned in the end); counts are exact; of
+batches that are held, all rounds see the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sparsejax import scores
-from sparsejax.checks import check_choice, check_step
-from sparsejax.initialization.averaging import Batch, LossFn, mean_gradients
-from sparsejax.initialization.budget import DECAYS, keep_best, keep_budget
+from sparsejax.checks import check_choice, check_step, is_traced
+from sparsejax.initialization.averaging import Batch, LossFn, in_rounds, mean_gradients
+from sparsejax.initialization.budget import (
+    DECAYS,
+    is_ranked,
+    keep_best,
+    keep_budget,
+)
 from sparsejax.initialization.collapse import warn_of_empty_layers
 from sparsejax.masks import apply_masks, dense_masks
 from sparsejax.parameters import Prunable, layer_rules
@@ -28,7 +40,7 @@ PyTree = Any
 def force(
     loss_fn: LossFn,
     params: PyTree,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     key: jax.Array | None,
     sparsity: Any,
     *,
@@ -37,12 +49,14 @@ def force(
     may_return: bool = True,
     prunable: Prunable = None,
 ) -> PyTree:
-    """Prunes in rounds; each is one pass over the batches. One round is SNIP.
+    """Prunes in rounds; each is one pass over its batches. One round is SNIP.
 
     Args:
         loss_fn: A pure function (params, batch) -> scalar, the mean loss of the batch.
         params: The initial weights.
-        batches: Batches, all held; every round averages gradients over all of them.
+        batches: A function of the round, from 0 up, to that round's batches: the
+            authors' code draws new ones for each. Or batches that are held and serve
+            all rounds. Gradients are averaged over a round's batches.
         key: Unused by FORCE; every method of the family takes it.
         sparsity: The overall sparsity in [0, 1).
         rounds: T, at least 1.
@@ -56,20 +70,52 @@ def force(
         without any are named in an `EmptyLayerWarning`.
 
     Raises:
-        ValueError: If an argument is out of range, there are no batches, or one gives
-            a loss or a gradient that is not finite.
+        ValueError: If an argument is out of range, there are no batches, one gives a
+            loss or a gradient that is not finite, or more weights are to be kept than
+            have a score above 0 in the dense network.
+
+    Example:
+        >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)
+        >>> w = jnp.array([[1.0, 3.0], [2.0, 4.0]])
+        >>> examples = jax.random.uniform(jax.random.key(0), (5, 8, 2))
+        >>> fresh = lambda round: [examples[round]]
+        >>> force(loss, w, fresh, None, 0.5, rounds=5).tolist()
+        [[False, True], [False, True]]
     """
     del key
     check_step("rounds", rounds, 1)
     check_choice("decay", decay, DECAYS)
     rules = layer_rules(params, prunable)
     budget = keep_budget(params, rules, sparsity, rounds, decay)
-    held = list(batches)
-    masks = dense = dense_masks(params, prunable)
-    for index in range(rounds):
-        grads = mean_gradients(loss_fn, apply_masks(params, masks), held, dense)
+    batches_of = in_rounds(batches)
+    dense = dense_masks(params, prunable)
+
+    def prune(masks: PyTree, among: PyTree, index: int) -> tuple[PyTree, jax.Array]:
+        """Returns the masks after a round, and whether its scores ranked enough."""
+        sparse = apply_masks(params, masks)
+        grads = mean_gradients(loss_fn, sparse, batches_of(index), dense)
         score = scores.saliency_scores(params, grads, dense)
-        among = dense if may_return else masks
-        masks = keep_best(score, among, rules, budget, index)
+        ranked = is_ranked(score, among, rules, budget, index)
+        best = keep_best(score, among, rules, budget, index)
+        return _choose(ranked, best, among), ranked
+
+    masks = dense
+    for index in range(rounds):
+        masks, ranked = prune(masks, dense if may_return else masks, index)
+    if is_traced(ranked) or not ranked:
+        snip, enough = prune(dense, dense, rounds - 1)
+        masks = _choose(ranked, masks, snip)
+        if not is_traced(enough) and not enough:
+            raise ValueError(
+                f"sparsity={sparsity} keeps more weights than have a score |w dL/dw| "
+                "above 0 in the dense network; use a higher sparsity, more batches, "
+                "or leave out layers without gradients by prunable."
+            )
     warn_of_empty_layers(masks, rules)
     return masks
+
+
+def _choose(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    if is_traced(condition):
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    return yes if condition else no

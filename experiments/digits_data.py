@@ -73,7 +73,7 @@ def load(config: ConfigDict) -> Split:
 
 
 def recipe_conditions(config: ConfigDict) -> Iterator[Condition]:
-    """Yields what the fields of the split and of training by SGD must be."""
+    """Yields what the fields of the split and of training must be."""
     seed = config.split_seed
     yield "split_seed", type(seed) is int and 0 <= seed < 2**32, "in [0, 2^32)"
     shares = "[0.02, 0.45]"
@@ -81,5 +81,7 @@ def recipe_conditions(config: ConfigDict) -> Iterator[Condition]:
     yield from count_conditions(config, "epochs", "batch_size")
     most = len(load(config).train.labels)
     yield "batch_size", config.batch_size <= most, f"in [1, {most}]"
-    ranges = {"learning_rate": "(0, inf)", "momentum": "[0, 1)"}
-    yield from number_conditions(config, **ranges, weight_decay="[0, inf)")
+    ranges = {"learning_rate": "(0, inf)"}
+    optional = {"momentum": "[0, 1)", "weight_decay": "[0, inf)"}  # SGD's
+    ranges |= {name: of for name, of in optional.items() if name in config}
+    yield from number_conditions(config, **ranges)

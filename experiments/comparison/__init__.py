@@ -1,1 +1,0 @@
-"""Many small runs side by side: methods, sparsities and seeds, and what came out."""

@@ -1,1 +1,0 @@
-"""Kept for studies that import from here; see `experiments.data`."""

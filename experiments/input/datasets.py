@@ -1,3 +1,0 @@
-"""Kept for studies that import it from here; see `experiments.data`."""
-
-from experiments.data import load_dataset as load_dataset

@@ -1,1 +1,0 @@
-"""Lottery tickets: rounds of pruning, in every form, with controls."""

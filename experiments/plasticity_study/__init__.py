@@ -1,1 +1,0 @@
-"""Pruning plasticity along dense runs: prune, regenerate, train on, compare."""

@@ -1,3 +1,0 @@
-"""Kept for studies that import it from here; see `experiments.record`."""
-
-from experiments.record import Progress as Progress

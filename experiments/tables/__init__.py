@@ -1,1 +1,0 @@
-"""Tables of results: what belongs in them, what was published, what is still to run."""

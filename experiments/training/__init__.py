@@ -1,1 +1,0 @@
-"""Methods by name, and modules kept for studies that import from here."""
