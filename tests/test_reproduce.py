@@ -384,8 +384,13 @@ def replaced(monkeypatch, name):
         content["config"] = config.to_dict()  # also where it has changed since
         (workdir / "results.json").write_text(json.dumps(content))
 
-    monkeypatch.setitem(STUDIES, name, STUDIES[name]._replace(run=run))
+    put_in_place(monkeypatch, run)
     return runs
+
+
+def put_in_place(monkeypatch, run):
+    """Runs a function of (config, workdir) where a study would be run."""
+    monkeypatch.setattr(reproduce.study, "run", lambda study, *args: run(*args))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -426,8 +431,7 @@ def test_a_study_that_is_stopped_has_no_result(tmp_path, monkeypatch, capsys):
     def run(config, workdir):
         time.sleep(5)
 
-    study = STUDIES["lottery"]._replace(run=run)
-    monkeypatch.setitem(STUDIES, "lottery", study)
+    put_in_place(monkeypatch, run)
     flags = [f"--results={tmp_path}", f"--workdir={tmp_path}/w", "--max_hours=1e-5"]
     assert reproduce.main(["--table=lottery", *flags]) == EXIT_PREEMPTED
     assert "run the command again" in capsys.readouterr().err
@@ -453,7 +457,7 @@ def test_ctrl_c_ends_with_a_sentence(tmp_path, monkeypatch, capsys):
     def run(config, workdir):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(STUDIES, "force", STUDIES["force"]._replace(run=run))
+    put_in_place(monkeypatch, run)
     flags = [f"--results={tmp_path}", f"--workdir={tmp_path}/w"]
     assert reproduce.main(["--table=force", *flags]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
