@@ -27,7 +27,13 @@ def parse(argument: str | None, **defaults: Any) -> dict[str, Any]:
                 f"config arguments must be name=value of {', '.join(values)}; got "
                 f"{part!r}."
             )
-        values[name] = type(values[name])(value)
+        kind = type(values[name])
+        try:
+            values[name] = kind(value)
+        except ValueError:
+            raise ValueError(
+                f"{name} must be of type {kind.__name__}; got {value!r}."
+            ) from None
     if values.get("method", METHODS[0]) not in METHODS:
         raise ValueError(
             f"method must be one of {', '.join(METHODS)}; got {values['method']!r}."
