@@ -331,9 +331,10 @@ def _run(
 ) -> list[jax.Array]:
     leaves = list(map(jnp.uint32, range(len(scores))))  # unsigned: none from the end
     known = jnp.bool_(grow), leaves
-    # Both branches are the same, but XLA does not see it: see `_Ranking.leaves`.
+    # Both branches are the same, but XLA does not see it: see `_Ranking.leaves`. Nor
+    # that no count is -1, as it would that none is below 0.
     growing, leaves = jax.lax.cond(
-        k[0] < 0, lambda: jax.lax.optimization_barrier(known), lambda: known
+        k[0] == -1, lambda: jax.lax.optimization_barrier(known), lambda: known
     )
     active = jnp.zeros(len(masks), jnp.int32)
     if grow:
