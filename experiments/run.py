@@ -82,11 +82,7 @@ class Run:
 def prepare_run(config: ConfigDict) -> Run:
     """Checks the configuration and the data, makes all of a run; compiles nothing."""
     check_config(config)
-    if config.method in names("after"):
-        raise ValueError(
-            f"method must be of one run; got {config.method!r}, which is trained in "
-            "rounds: see `experiments.rounds`."
-        )
+    _check_one_run(config)
     config = following_batch(config)
     dataset = load_dataset(
         config.dataset, config.data_dir, config.validation_examples, config.seed
@@ -120,9 +116,7 @@ def prepare_run(config: ConfigDict) -> Run:
             masks = first_masks(config, _model(config, dataset, None), dataset, shape)
         state = create(masks)
         if config.rescale_to_edge_of_chaos:
-            masks = sj.get_masks(state.opt_state)
-            params = sj.rescale_to_edge_of_chaos(state.params, masks)
-            state = state._replace(params=params)
+            state = _rescaled(state)
         return parallel.put_state(state)
 
     with _naming_the_model(config):
@@ -131,6 +125,7 @@ def prepare_run(config: ConfigDict) -> Run:
     feed = make_feed(config, dataset, plan.epoch_steps, parallel)
 
     def step(may_update: bool) -> Any:
+        measured = functools.partial(is_measured, plan, tx.is_update_step)
         train_step = make_train_step(
             model,
             tx,
@@ -138,11 +133,7 @@ def prepare_run(config: ConfigDict) -> Run:
             accumulation=config.accumulation,
             axis_name=parallel.axis_name,
             may_update=may_update,
-            is_measured=(
-                functools.partial(is_measured, plan, tx.is_update_step)
-                if may_update
-                else None
-            ),
+            is_measured=measured if may_update else None,
         )
         return parallel.train(_over_chunk(train_step, feed.fetch))
 
@@ -164,6 +155,20 @@ def prepare_run(config: ConfigDict) -> Run:
             lambda opt_state: sj.count_active(sj.get_masks(opt_state), "layer")
         ),
     )
+
+
+def _check_one_run(config: ConfigDict) -> None:
+    if config.method in names("after"):
+        raise ValueError(
+            f"method must be of one run; got {config.method!r}, which is trained in "
+            "rounds: see `experiments.rounds`."
+        )
+
+
+def _rescaled(state: TrainState) -> TrainState:
+    masks = sj.get_masks(state.opt_state)
+    params = sj.rescale_to_edge_of_chaos(state.params, masks)
+    return state._replace(params=params)
 
 
 def _plan(config: ConfigDict, dataset: Dataset) -> Plan:

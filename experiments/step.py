@@ -171,6 +171,25 @@ def _measure_if(due: jax.Array, *trees: Any) -> Measures:
     return jax.lax.cond(due, lambda: measure(*trees), nothing)
 
 
+def _loss_of(model: nn.Module, label_smoothing: float) -> Callable[..., Any]:
+    """Makes (params, batch_stats, batch) -> (loss, (new batch_stats, metrics))."""
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        smooth = optax.smooth_labels(targets, label_smoothing)
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, smooth))
+        hits = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
+        return loss, (updated.get("batch_stats", {}), {"loss": loss, "accuracy": hits})
+
+    return loss_fn
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformationExtraArgs,
@@ -188,21 +207,7 @@ def make_train_step(
     whether "measures" are taken; None leaves them out of the program. A program that is
     not `may_update` has nothing of a topology update in it.
     """
-
-    def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
-        smooth = optax.smooth_labels(targets, label_smoothing)
-        loss = jnp.mean(optax.softmax_cross_entropy(logits, smooth))
-        hits = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
-        return loss, (updated.get("batch_stats", {}), {"loss": loss, "accuracy": hits})
-
-    gradient = jax.grad(loss_fn, has_aux=True)
+    gradient = jax.grad(_loss_of(model, label_smoothing), has_aux=True)
 
     def accumulate(state: TrainState, batch: Batch) -> tuple[Any, tuple[Any, Metrics]]:
         if accumulation == 1:

@@ -46,23 +46,12 @@ def top_kast_optimizer(
 
     def init_fn(params: PyTree) -> sj.SparsifyState:
         state = tx.init(params)
-        zero = jnp.zeros([], jnp.int32)
         return sj.SparsifyState(
-            step=zero,
+            step=jnp.zeros([], jnp.int32),
             key=jax.random.key_data(jax.random.key(0)),
             masks=state.forward,
             inner_state=(params, state),
-            metrics=sj.Metrics(
-                active=sj.count_active(state.forward),
-                sparsity=sj.sparsity(state.forward),
-                grown=zero,
-                dropped=zero,
-                churn=jnp.zeros([], jnp.float32),
-                stray=zero,
-                empty=sj.empty_layers(state.forward),
-                updates=zero,
-                skipped=zero,
-            ),
+            metrics=_first_metrics(state.forward),
             memory=(),
         )
 
@@ -97,6 +86,21 @@ def top_kast_optimizer(
     sparse = sj.SparseTransformation(init_fn, update_fn)
     sparse.is_update_step = is_update_step
     return sparse
+
+
+def _first_metrics(masks: PyTree) -> sj.Metrics:
+    zero = jnp.zeros([], jnp.int32)
+    return sj.Metrics(
+        active=sj.count_active(masks),
+        sparsity=sj.sparsity(masks),
+        grown=zero,
+        dropped=zero,
+        churn=jnp.zeros([], jnp.float32),
+        stray=zero,
+        empty=sj.empty_layers(masks),
+        updates=zero,
+        skipped=zero,
+    )
 
 
 def _metrics(before: sj.SparsifyState, masks: PyTree, params: PyTree) -> sj.Metrics:
