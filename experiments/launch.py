@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from logging import getLogger
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -76,6 +77,8 @@ def _train(config: ConfigDict, workdir: str) -> None:
 def _hush_threads() -> None:
     """Leaves it to the trainer to say in a sentence what fails in Orbax's threads."""
     logging.get_absl_logger().setLevel("CRITICAL")  # not the root: warnings stay
+    # Of several arrays that fail at once, asyncio reports all but the first.
+    getLogger("asyncio").setLevel("CRITICAL")
     threading.excepthook = lambda error: None
     sys.unraisablehook = lambda error: None
 

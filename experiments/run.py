@@ -35,7 +35,7 @@ from experiments.methods import (
 )
 from experiments.models import create_model
 from experiments.optimizer import learning_rate, make_optimizer
-from experiments.parallel import AXIS, Parallel, make_parallel
+from experiments.parallel import AXIS, Parallel, Preempted, make_parallel
 from experiments.settings import check_config, following_batch
 from experiments.step import (
     TrainState,
@@ -207,7 +207,7 @@ def _naming_the_model(config: ConfigDict) -> Iterator[None]:
     """Makes one sentence of whatever a network's own code makes of its options."""
     try:
         yield
-    except ValueError:
+    except (ValueError, Preempted):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
