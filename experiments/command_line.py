@@ -7,13 +7,10 @@ the mains can be imported beside any other.
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-
-from experiments.files import writable_directory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -86,8 +83,3 @@ def run(experiment: Callable[[ConfigDict, str], Any]) -> None:
             raise refusal(str(error)) from None
 
     app.run(main, flags_parser=_parse)
-
-
-def run_study(study: Callable[[ConfigDict, Path], Any]) -> None:
-    """Runs a study that is not yet one file."""
-    run(lambda config, workdir: study(config, writable_directory(workdir)))

@@ -75,7 +75,7 @@ def split_weights(
     values = jnp.concatenate([y.reshape(-1) for y in jax.tree.leaves(labels)])
     order = jax.random.permutation(key, len(values))
     test, chosen = jnp.split(order, [round(held_out * len(values))])
-    return tuple(Examples(rows[i], values[i]) for i in (chosen, test))  # type: ignore
+    return Examples(rows[chosen], values[chosen]), Examples(rows[test], values[test])
 
 
 def fit_score(

@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -47,6 +46,7 @@ from experiments.models.digits_cnn import DigitsCNN
 from experiments.models.mlp import DigitsMLP
 from experiments.record import Progress
 from experiments.study import Condition
+from sparsejax.trees import mask_leaves
 
 PyTree = Any
 Pair = tuple[float, int]  # sparsity and seed of a run
@@ -67,12 +67,7 @@ def layer_sizes(model: nn.Module) -> dict[str, int]:
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), np.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)
     masks = jax.eval_shape(sj.dense_masks, params)
-    return {path: mask.size for path, mask in _by_path(masks).items()}
-
-
-def _by_path(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+    return {path: mask.size for path, mask in mask_leaves(masks).items()}
 
 
 def _total_steps(data: Split, config: ConfigDict) -> int:
@@ -232,14 +227,8 @@ class Trainer:
         self.method, self.data, self.config = method, data, config
         self.model = make_network(config)
         self.total_steps = _total_steps(data, config)
-        rate = config.learning_rate if learning_rate is None else learning_rate
-        schedule = optax.cosine_decay_schedule(rate, self.total_steps)
-        inner = optax.chain(
-            optax.add_decayed_weights(
-                config.weight_decay, mask=methods.decayed_leaves(method)
-            ),
-            optax.sgd(schedule, momentum=config.momentum, nesterov=True),
-        )
+        decayed = methods.decayed_leaves(method)
+        inner = fit.sgd(config, self.total_steps, learning_rate, decayed)
 
         def transform(own: Own) -> sj.SparseTransformation:
             wanted = own.sparsity if sparsity is None else sparsity
@@ -297,7 +286,7 @@ class Trainer:
         flops = self._flops(fit.take((own, params), 0), state.opt_state)
         trainings = []
         for i in range(runs):
-            active = {path: n[i] for path, n in _by_path(layers).items()}
+            active = {path: n[i] for path, n in mask_leaves(layers).items()}
             own_ends = {name: each[i].tolist() for name, each in ends.items()}
             trainings.append(Training(own_ends, active, flops(active)))
         return state.params, trainings

@@ -119,13 +119,16 @@ def cross_entropy(model: nn.Module) -> Loss:
 
 
 def sgd(
-    config: ConfigDict, steps: int, rate: float | None = None
+    config: ConfigDict, steps: int, rate: float | None = None, decayed: Any = None
 ) -> optax.GradientTransformation:
-    """Makes the SGD of a configuration: Nesterov momentum, a rate that falls to 0."""
+    """Makes the SGD of a configuration: Nesterov momentum, a rate that falls to 0.
+
+    `decayed` is the mask of `optax.add_decayed_weights`.
+    """
     rate = config.learning_rate if rate is None else rate
     schedule = optax.cosine_decay_schedule(rate, steps)
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.sgd(schedule, momentum=config.momentum, nesterov=True),
     )
 

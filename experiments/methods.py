@@ -15,6 +15,17 @@ import optax
 from ml_collections import ConfigDict
 
 import sparsejax as sj
+from experiments.colors import (
+    BLACK,
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    YELLOW,
+)
 from experiments.top_kast import top_kast_optimizer
 
 PyTree = Any
@@ -188,54 +199,51 @@ class Method(NamedTuple):
     flops: str = "static"
 
 
-_BLACK, _GRAY, _ORANGE, _YELLOW = "#000000", "#7f7f7f", "#E69F00", "#F0E442"
-_SKY, _BLUE, _GREEN, _RED, _PINK = "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
-
 # In the order of reports.
 METHODS: Mapping[str, Method] = {
-    "dense": Method("Dense", _BLACK, "_", _dense, first="dense", flops="dense"),
-    "static": Method("Static", _GRAY, "v", when="before"),
-    "set": Method("SET", _ORANGE, "s", _periodic(sj.set_transform), flops="set"),
-    "dsr": Method("DSR", _ORANGE, "<", _dsr, flops="dsr"),
-    "snfs": Method("SNFS", _YELLOW, "p", _periodic(sj.snfs_transform), flops="snfs"),
+    "dense": Method("Dense", BLACK, "_", _dense, first="dense", flops="dense"),
+    "static": Method("Static", GRAY, "v", when="before"),
+    "set": Method("SET", ORANGE, "s", _periodic(sj.set_transform), flops="set"),
+    "dsr": Method("DSR", ORANGE, "<", _dsr, flops="dsr"),
+    "snfs": Method("SNFS", YELLOW, "p", _periodic(sj.snfs_transform), flops="snfs"),
     "mest": Method(
-        "MEST (EM)", _ORANGE, ">", _periodic(sj.mest_transform), flops="mest"
+        "MEST (EM)", ORANGE, ">", _periodic(sj.mest_transform), flops="mest"
     ),
-    "rigl": Method("RigL", _SKY, "^", _periodic(sj.rigl_transform), flops="rigl"),
+    "rigl": Method("RigL", SKY, "^", _periodic(sj.rigl_transform), flops="rigl"),
     "rigl_itop": Method(
-        "RigL-ITOP", _PINK, "P", _periodic(sj.itop_transform), flops="itop"
+        "RigL-ITOP", PINK, "P", _periodic(sj.itop_transform), flops="itop"
     ),
-    "srigl": Method("SRigL", _SKY, "d", _srigl, first="own", flops="srigl"),
-    "top_kast": Method("Top-KAST", _PINK, "*", _top_kast, first="own"),
-    "acdc": Method("AC/DC", _YELLOW, "h", _acdc, first="dense", flops="acdc"),
+    "srigl": Method("SRigL", SKY, "d", _srigl, first="own", flops="srigl"),
+    "top_kast": Method("Top-KAST", PINK, "*", _top_kast, first="own"),
+    "acdc": Method("AC/DC", YELLOW, "h", _acdc, first="dense", flops="acdc"),
     "gmp_layer": Method(
-        "GMP by layer", _GREEN, "H", _gmp("layer"), first="dense", flops="gmp"
+        "GMP by layer", GREEN, "H", _gmp("layer"), first="dense", flops="gmp"
     ),
-    "gmp": Method("GMP", _GREEN, "D", _gmp("global"), first="dense", flops="gmp"),
+    "gmp": Method("GMP", GREEN, "D", _gmp("global"), first="dense", flops="gmp"),
     "granet_uniform": Method(
-        "GraNet-uniform", _RED, "8", _granet("layer"), first="dense", flops="granet"
+        "GraNet-uniform", RED, "8", _granet("layer"), first="dense", flops="granet"
     ),
     "granet": Method(
-        "GraNet (s_i=0)", _RED, "o", _granet(), first="dense", flops="granet"
+        "GraNet (s_i=0)", RED, "o", _granet(), first="dense", flops="granet"
     ),
     "granet_st": Method(
         "GraNet (s_i=0.5)",
-        _BLUE,
+        BLUE,
         "X",
         _granet(sparse_start=True),
         first="granet_st_initial_sparsity",
         flops="granet",
     ),
-    "snip": Method("SNIP", _BLUE, "s", when="before"),
-    "grasp": Method("GraSP", _PINK, "d", when="before"),
-    "synflow": Method("SynFlow", _ORANGE, "h", when="before"),
-    "iter_snip": Method("Iter-SNIP", _SKY, "<", when="before"),
-    "force": Method("FORCE", _GREEN, "P", when="before"),
-    "drive": Method("DRIVE", _RED, "p", when="before"),
-    "one_shot": Method("One shot, fine-tuned", _GRAY, "v", when="after"),
-    "fine_tuning": Method("Rounds, fine-tuned", _SKY, "^", when="after"),
-    "rate_rewinding": Method("Rounds, rate rewound", _BLUE, "s", when="after"),
-    "lottery": Method("Lottery ticket", _RED, "o", when="after"),
+    "snip": Method("SNIP", BLUE, "s", when="before"),
+    "grasp": Method("GraSP", PINK, "d", when="before"),
+    "synflow": Method("SynFlow", ORANGE, "h", when="before"),
+    "iter_snip": Method("Iter-SNIP", SKY, "<", when="before"),
+    "force": Method("FORCE", GREEN, "P", when="before"),
+    "drive": Method("DRIVE", RED, "p", when="before"),
+    "one_shot": Method("One shot, fine-tuned", GRAY, "v", when="after"),
+    "fine_tuning": Method("Rounds, fine-tuned", SKY, "^", when="after"),
+    "rate_rewinding": Method("Rounds, rate rewound", BLUE, "s", when="after"),
+    "lottery": Method("Lottery ticket", RED, "o", when="after"),
 }
 
 

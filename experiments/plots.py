@@ -12,10 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from experiments.colors import BLACK as BLACK
+from experiments.colors import BLUE as BLUE
+from experiments.colors import GRAY as GRAY
+from experiments.colors import GREEN as GREEN
+from experiments.colors import ORANGE as ORANGE
+from experiments.colors import PINK as PINK
+from experiments.colors import RED as RED
+from experiments.colors import SKY as SKY
+from experiments.colors import YELLOW as YELLOW
 from sparsejax.analysis.plasticity import Estimate
 
-BLACK, GRAY, ORANGE, YELLOW = "#000000", "#7f7f7f", "#E69F00", "#F0E442"
-SKY, BLUE, GREEN, RED, PINK = "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,

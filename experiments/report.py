@@ -25,6 +25,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator, PercentFormatter
 
+from experiments.colors import BLUE, GREEN, RED
 from experiments.files import write_atomically
 from experiments.record import Kind, read_metrics, read_speed
 
@@ -34,11 +35,10 @@ Layer = Mapping[str, Any]
 # Figures.
 
 _GRAY, _EMPTY, _PURPLE = "#5F6B76", "#D9DDE1", "#7A4988"
-_BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's
 _KINDS: dict[Kind, dict[str, Any]] = {
-    "train": {"color": _BLUE, "linewidth": 1.0},
-    "validation": {"color": _RED, "marker": "o", "markersize": 3.5},
-    "test": {"color": _GREEN, "marker": "s", "markersize": 3.5, "linestyle": "--"},
+    "train": {"color": BLUE, "linewidth": 1.0},
+    "validation": {"color": RED, "marker": "o", "markersize": 3.5},
+    "test": {"color": GREEN, "marker": "s", "markersize": 3.5, "linestyle": "--"},
     "topology": {"color": _PURPLE, "marker": "^", "markersize": 3.5},
 }
 # What has a figure of its own: title, metrics, and of it "best" (validation is marked),
@@ -123,7 +123,7 @@ def _curves(
 ) -> Figure | None:
     """Draws a metric by kind, or several; None where there is nothing."""
     figure, axes = _axes(title)
-    for name, color in zip(names, (_RED, _GREEN)):
+    for name, color in zip(names, (RED, GREEN)):
         for kind, style in _KINDS.items():
             steps, values = points(lines, name, kind)
             if steps and len(names) > 1:
@@ -157,8 +157,8 @@ def _density(lines: Sequence[Line], target: float | None) -> Figure | None:
     # Masks stay as they are until the next update, and until now after the last.
     steps, sparsities = [*steps, lines[-1]["step"]], [*sparsities, sparsities[-1]]
     density = 1 - np.asarray(sparsities)
-    axes.plot(steps, density, color=_BLUE, drawstyle="steps-post")
-    axes.fill_between(steps, density, step="post", color=_BLUE, alpha=0.12)
+    axes.plot(steps, density, color=BLUE, drawstyle="steps-post")
+    axes.fill_between(steps, density, step="post", color=BLUE, alpha=0.12)
     if target is not None:
         text = f"target {1 - target:.4g}"
         axes.axhline(1 - target, label=text, color=_GRAY, linestyle=":")
